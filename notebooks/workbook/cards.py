@@ -1,0 +1,67 @@
+"""HTML fragments of the report: the status, the five answers, a card a run. All text is escaped."""
+import html
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+COLOURS = {"PASSED": "#1a7f37", "IMPROVED": "#0969da", "REGRESSED": "#cf222e", "INVALID": "#82071e",
+           "INCONCLUSIVE": "#9a6700", "NO_GOLDEN": "#57606a", "SKIPPED": "#6e7781", "NOT_RUN": "#6e7781"}
+MARKS = {"PASSED": "✓", "IMPROVED": "▲", "REGRESSED": "▼", "INVALID": "✗", "INCONCLUSIVE": "?", "NO_GOLDEN": "○",
+         "SKIPPED": "–", "NOT_RUN": "–"}
+
+
+def show(*fragments: str) -> None:
+    """Display HTML in the running notebook."""
+    from IPython.display import HTML, display
+    display(HTML("".join(fragments)))
+
+
+def badge(status: str) -> str:
+    """A status as a coloured label; the mark says the same without the colour."""
+    return (f'<span style="background:{COLOURS[status]};color:#fff;border-radius:1em;padding:.2em .8em;font-weight:600;'
+            f'white-space:nowrap">{MARKS[status]} {html.escape(status.replace("_", " "))}</span>')
+
+
+def verdict(status: str, sentence: str, questions: Iterable[dict[str, str]] = ()) -> str:
+    """The first screen: the status, its sentence, and the questions with their answers."""
+    rows = "".join(f'<tr><th style="text-align:left;vertical-align:top;white-space:nowrap;padding:.4em 1.2em .4em 0">{html.escape(q["question"])}</th>'
+                   f'<td style="text-align:left;padding:.4em 0">{html.escape(q["answer"])}</td></tr>' for q in questions)
+    table = f'<table style="border-collapse:collapse;margin-top:1em;font-size:1em">{rows}</table>' if rows else ""
+    return (f'<div style="border-left:.4em solid {COLOURS[status]};padding:.6em 1.2em;background:#f6f8fa;color:#1f2328;max-width:62em">'
+            f'<p style="font-size:1.15em;margin:.2em 0">{badge(status)}&nbsp; {html.escape(sentence)}</p>{table}</div>')
+
+
+def run_card(result: dict[str, Any], pages: list[str], links: dict[str, str]) -> str:
+    """One run on the summary: status, sentence, five answers, and links to the pages that exist.
+
+    Args:
+        pages: all pages a complete run has.
+        links: address of those that are there.
+    """
+    parts = [f'<a href="{html.escape(links[p])}">{html.escape(p)}</a>' if p in links else f'<span style="color:#6e7781">{html.escape(p)} missing</span>' for p in pages]
+    below = "" if result["status"] in ("SKIPPED", "NOT_RUN") else f'<p style="margin:.6em 0 0">{" · ".join(parts)}</p>'
+    return (f'<section id="{html.escape(result["run"])}" style="margin:1.6em 0"><h3 style="margin:.2em 0">{html.escape(result["run"])}'
+            f'<span style="font-weight:400;color:#57606a">&ensp;{html.escape(result["title"])}</span></h3>'
+            f'{verdict(result["status"], result["sentence"], result["questions"])}{below}</section>')
+
+
+def table(frame: pd.DataFrame, caption: str = "") -> str:
+    """A data frame as a table: numbers right-aligned, thousands separated, three significant digits or so."""
+    def shown(value: Any) -> str:
+        if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
+            return "–"
+        if isinstance(value, float):
+            return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.4g}"
+        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    numeric = [c for c in frame if pd.api.types.is_numeric_dtype(frame[c])]
+    head = "".join(f'<th style="text-align:{"right" if c in numeric else "left"};padding:.2em .8em">{html.escape(str(c))}</th>' for c in frame)
+    body = "".join("<tr>" + "".join(f'<td style="text-align:{"right" if c in numeric else "left"};padding:.2em .8em;white-space:pre-wrap">{html.escape(shown(v))}</td>'
+                                    for c, v in zip(frame.columns, row, strict=True)) + "</tr>" for row in frame.itertuples(index=False))
+    title = f'<caption style="text-align:left;font-weight:600;padding:.4em .8em">{html.escape(caption)}</caption>' if caption else ""
+    return f'<table style="border-collapse:collapse">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def pairs(values: dict[str, Any], caption: str = "") -> str:
+    """Names and values as a two-column table."""
+    return table(pd.DataFrame([{"": k, "value": str(v)} for k, v in values.items()]), caption)

@@ -1,0 +1,41 @@
+"""Files that are complete or absent: JSON and parquet written in one step."""
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from workbook.errors import BadInput
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside its place and move it there, so that no reader sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with sorted keys; NaN is refused, since no other JSON reader takes it."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        BadInput: the file is missing, cut off or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{path}: not readable as JSON ({error})") from None

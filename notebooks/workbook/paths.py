@@ -1,0 +1,41 @@
+"""Where things lie: the checkout, its params, goldens and reports, and the cache outside it."""
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def _folder(variable: str, default: Path) -> Path:
+    return Path(os.environ.get(variable) or default).expanduser().resolve()
+
+
+def params() -> Path:
+    """Folder of the params files; `GOLDBOOK_PARAMS` moves it."""
+    return _folder("GOLDBOOK_PARAMS", ROOT / "params")
+
+
+def goldens() -> Path:
+    """Folder of the goldens, one folder a platform; `GOLDBOOK_GOLDENS` moves it."""
+    return _folder("GOLDBOOK_GOLDENS", ROOT / "goldens")
+
+
+def reports() -> Path:
+    """Folder of everything generated; `GOLDBOOK_REPORTS` moves it."""
+    return _folder("GOLDBOOK_REPORTS", ROOT / "reports")
+
+
+def cache() -> Path:
+    """Folder of converted models, outside the checkout so that `make clean` spares it."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return _folder("GOLDBOOK_CACHE", base / "goldbook")
+
+
+def run_folder(run: str) -> Path:
+    """Folder of a run's latest results."""
+    return reports() / "runs" / run
+
+
+def child_environment() -> dict[str, str]:
+    """The environment in which `python -m workbook...` works from any folder."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(NOTEBOOKS), os.environ.get("PYTHONPATH")]))}

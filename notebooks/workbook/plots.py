@@ -1,0 +1,113 @@
+"""Charts: one make for all notebooks, with a text for those who cannot see them."""
+import base64
+import html
+import io
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+matplotlib.style.use("petroff10")
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure as an inline picture with an alternative text."""
+    from IPython.display import HTML, display
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110, bbox_inches="tight", facecolor="white")
+    image = base64.b64encode(stream.getvalue()).decode()
+    display(HTML(f'<img style="max-width: 100%" alt="{html.escape(alt)}" src="data:image/png;base64,{image}">'))
+
+
+def _axes(width: float, height: float):
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def samples_against_golden(name: str, unit: str, direction: str, sessions: list[list[float]],
+                           golden: list[list[float]] | None, delta: float | None) -> Figure:
+    """A metric's samples by session beside its golden's, with the golden mean and its tolerance band.
+
+    Args:
+        sessions, golden: a list of samples for each session.
+        delta: tolerated loss as a fraction, or None for no band.
+    """
+    figure, axes = _axes(7.2, 3.0)
+    groups = [(f"golden {i + 1}", s, "C0", "o") for i, s in enumerate(golden or [])]
+    groups += [(f"new {i + 1}", s, "C1", "D") for i, s in enumerate(sessions)]
+    for x, (_, values, colour, marker) in enumerate(groups):
+        spread = np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else [0]
+        axes.scatter(x + np.asarray(spread), values, color=colour, marker=marker, s=36, zorder=3)
+        axes.hlines(np.mean(values), x - 0.3, x + 0.3, color=colour, lw=2)
+    if golden:
+        mean = float(np.exp(np.mean([np.mean(np.log(s)) for s in golden])))
+        axes.axhline(mean, color="C0", lw=1, ls="--", label="golden mean")
+        if delta is not None:
+            limit = mean * ((1 - delta) if direction == "higher" else (1 + delta))
+            axes.axhspan(min(mean, limit), max(mean, limit), color="C0", alpha=0.12, label=f"tolerated loss, {delta:.0%}")
+        axes.legend(loc="best", frameon=False, fontsize=8)
+    axes.set_xticks(range(len(groups)), [g[0] for g in groups])
+    axes.set_ylabel(unit)
+    axes.set_title(f"{name} by session (n = {sum(len(g[1]) for g in groups)} repetitions; {direction} is better)", fontsize=10)
+    return figure
+
+
+def request_timeline(requests: pd.DataFrame) -> Figure:
+    """One repetition: each request from its arrival over its first to its last token."""
+    figure, axes = _axes(7.2, 3.0)
+    rows = requests.sort_values("first_token_s").reset_index(drop=True)
+    axes.hlines(rows.index, rows.arrival_s, rows.first_token_s, color="0.8", lw=1, label="waiting for the first token")
+    axes.hlines(rows.index, rows.first_token_s, rows.last_token_s, color="C0", lw=1, label="generating")
+    axes.set_xlabel("seconds since the repetition began")
+    axes.set_ylabel("request")
+    axes.set_title(f"Requests of one repetition (n = {len(rows)})", fontsize=10)
+    axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def telemetry(frame: pd.DataFrame, windows: list[tuple[float, float]]) -> Figure:
+    """Busy % of the CPU and GPUs over the session, the measured windows shaded."""
+    figure, axes = _axes(7.2, 2.4)
+    start = frame.time.min()
+    markers = iter("os^Dv<>ph")
+    for column in [c for c in frame.columns if c.endswith("busy_pct")]:
+        axes.plot(frame.time - start, frame[column], marker=next(markers), ms=3, lw=1, markevery=0.1, label=column.removesuffix("_busy_pct").upper())
+    for begin, end in windows:
+        axes.axvspan(begin - start, end - start, color="0.92", zorder=0)
+    axes.set_ylim(0, 103)
+    axes.set_xlabel("seconds (measured repetitions shaded)")
+    axes.set_ylabel("busy, %")
+    axes.set_title("Busy while the load ran (higher is fuller)", fontsize=10)
+    axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def throughput_overview(results: list[dict]) -> Figure | None:
+    """Output tok/s of every run relative to its golden's median, with the tolerated band; None without any."""
+    rows = [(r["run"], r["metrics"]["output_tok_s"], r["gates"].get("output_tok_s", {}).get("delta")) for r in results
+            if r["metrics"].get("output_tok_s", {}).get("sessions")]
+    if not rows:
+        return None
+    figure, axes = _axes(8.4, 0.9 + 0.55 * len(rows))
+    for y, (_, metric, delta) in enumerate(rows):
+        values = np.concatenate(metric["sessions"])
+        golden = metric["golden_median"]
+        scale = 100 / (golden or float(np.median(values)))
+        if golden:
+            old = np.concatenate(metric["golden_sessions"]) * scale
+            axes.scatter(old, np.full(len(old), y + 0.12), color="C0", marker="o", s=18, label="golden" if y == 0 else None)
+        if golden and delta:
+            axes.fill_betweenx([y - 0.35, y + 0.35], 100 * (1 - delta), 100, color="C0", alpha=0.12)
+        axes.scatter(values * scale, np.full(len(values), y - 0.12), color="C1" if golden else "0.5", marker="D", s=26, zorder=3,
+                     label=None if y else ("this run" if golden else "this run, no golden"))
+        axes.annotate(f"{np.median(values):,.0f} tok/s" + ("" if golden else " (no golden)"), (1.0, y), xycoords=("axes fraction", "data"),
+                      ha="left", va="center", fontsize=9)
+    axes.axvline(100, color="C0", lw=1, ls="--")
+    axes.set_yticks(range(len(rows)), [r[0] for r in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel("output tok/s, % of the golden's median, or of its own where there is none (band: tolerated loss; higher is better)", fontsize=9)
+    axes.set_title(f"Throughput against golden (n = {len(rows)} runs, a point a repetition)", fontsize=10)
+    return figure

@@ -1,0 +1,127 @@
+"""`result.json`: everything one run found, in one file with a stable schema."""
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workbook import accuracy, controls, drift, goldens, metrics, verdicts
+from workbook.params import Exam, Gate
+from workbook.scraps import plain
+from workbook.validity import Completeness
+
+SCHEMA_VERSION = 1
+
+
+def judge_metric(name: str, gate: Gate, golden: goldens.Golden, sessions: list[list[float]]) -> dict[str, Any]:
+    """Verdict on one gated metric, with its sentence.
+
+    Args:
+        sessions: the new samples, a list for each session.
+    """
+    known = golden.metrics.get(name)
+    if known is None:
+        return {"status": "INVALID", "sentence": f"{name} is gated and the golden does not have it"}
+    if not np.isfinite(sessions[0]).all():
+        return {"status": "INVALID", "sentence": f"{name} is gated and could not be measured"}
+    verdict = verdicts.judge(known.sessions, sessions, direction=known.direction, delta=gate.delta, margin=gate.margin)
+    shifts = [verdicts.change(x, known.direction) * 100 for x in (verdict.effect, verdict.low, verdict.high)]
+    sentence = (f"{name} {shifts[0]:+.1f} % against the golden (90 % interval {min(shifts[1:]):+.1f} to {max(shifts[1:]):+.1f} %; "
+                f"a loss of {abs(verdicts.change(verdict.smallest_visible, known.direction)) * 100:.1f} % would have been seen)")
+    return asdict(verdict) | {"sentence": sentence, "delta": gate.delta, "margin": gate.margin}
+
+
+def judge_controls(golden: goldens.Golden, measured: dict[str, list[float]]) -> dict[str, Any]:
+    """Whether the machine itself runs at the golden's speed."""
+    moves = goldens.control_moves(golden, measured)
+    moved = {k: v for k, v in moves.items() if abs(np.log1p(v)) > np.log1p(controls.TOLERANCE)}
+    said = ", ".join(f"{k.removesuffix('_s')} {v * 100:+.0f} %" for k, v in moves.items())
+    return {"moves": moves, "tolerance": controls.TOLERANCE, "comparable": not moved,
+            "sentence": f"time of the fixed work against the golden's: {said}"
+                        + ("" if not moved else f"; more than {controls.TOLERANCE:.0%}, so this machine is not as fast as it was and speeds do not compare")}
+
+
+def verdict_of(validity: Completeness, golden: goldens.Golden | None, no_golden: str, gated: dict[str, dict],
+               right: dict | None, drifted: dict | None, machine: dict | None) -> tuple[str, str]:
+    """Status of the run and the sentence that says why. Validity comes first; then, where the controls say
+    that the machine changed, a verdict on speed is INCONCLUSIVE; the worst of what is left decides."""
+    if validity.problems:
+        return "INVALID", "; ".join(validity.problems)
+    if golden is None:
+        return "NO_GOLDEN", no_golden
+    parts = []
+    for outcome in gated.values():
+        unsure = machine and not machine["comparable"] and outcome["status"] not in ("INVALID", "PASSED")
+        parts.append(("INCONCLUSIVE", f"{outcome['sentence']}; {machine['sentence']}") if unsure else (outcome["status"], outcome["sentence"]))
+    parts += [(p["status"], p["sentence"]) for p in (right, drifted) if p]
+    status = verdicts.overall([s for s, _ in parts])
+    return status, "; ".join(sentence for s, sentence in parts if s == status)
+
+
+def judge_accuracy(scores: pd.DataFrame, golden: goldens.Golden | None) -> dict[str, Any]:
+    """Accuracy with its interval and, with a golden, the change on the same questions."""
+    correct = goldens.correctness(scores)
+    found = asdict(accuracy.estimate(correct)) | {"status": "NO_GOLDEN"}
+    found["sentence"] = f"{found['value']:.1%} right (95 % interval {found['low']:.1%} to {found['high']:.1%}, {found['answers']} answers)"
+    if golden and golden.correct is not None:
+        drop = accuracy.compare(np.array(golden.correct, dtype=bool), correct)
+        found |= {"status": drop.status, "change": -drop.drop, "p": drop.p, "golden": float(np.mean(golden.correct)),
+                  "sentence": f"accuracy {found['value']:.1%}, {drop.sentence}"}
+    return found
+
+
+def judge_drift(golden: goldens.Golden, logprobs: list[list[float]]) -> dict[str, Any]:
+    """How far the model's log-probabilities of the golden's answers moved."""
+    found = drift.compare([s.logprobs for s in golden.sequences], logprobs)
+    return asdict(found) | {"sentence": f"log-probabilities of the golden's answers moved by {found.mean:.4f} nats on average "
+                                        f"(99th percentile {found.p99:.4f}, limit {found.tolerance})"}
+
+
+def five_questions(exam: Exam, validity: Completeness, busy: dict[str, float], gpus: int, gated: dict, no_golden: str,
+                   right: dict | None, drifted: dict | None) -> list[dict[str, str]]:
+    """The first screen: what every reader wants to know, in words and numbers."""
+    arrived = f"{validity.arrived:,} of {validity.expected:,} answers ({exam.num_prompts} prompts × {exam.n} samples × {exam.repetitions} repetitions); {validity.empty:.0%} empty"
+    arrived += "" if exam.ignore_eos else f", {validity.cut_off:.0%} cut off at {exam.max_tokens} tokens"
+    full = ", ".join(f"{name.removesuffix('_busy_pct').upper()} {value:.0f} % busy" for name, value in busy.items()) or "the load was too short to sample"
+    speed = "; ".join(g["sentence"] for g in gated.values()) or no_golden or "no metric is gated"
+    correct = "; ".join(p["sentence"] for p in (right, drifted) if p) or "not scored"
+    one = "one engine on one " + ("GPU" if gpus else "CPU") + ": nothing to balance"
+    return [
+        {"question": "Did every answer arrive?", "answer": "; ".join([arrived, *validity.problems])},
+        {"question": "Are the accelerators full?", "answer": full},
+        {"question": "Do they pull together?", "answer": one if gpus <= 1 else f"one engine over {gpus} GPUs"},
+        {"question": "Faster or slower than the golden?", "answer": speed},
+        {"question": "Right or wrong?", "answer": correct},
+    ]
+
+
+def metric_table(by_repetition: pd.DataFrame, golden: goldens.Golden | None) -> dict[str, dict]:
+    """Samples, median and golden median of every metric, for `result.json`."""
+    table = {}
+    for name, kind in metrics.METRICS.items():
+        known = golden.metrics.get(name) if golden else None
+        table[name] = {
+            "unit": kind.unit, "direction": kind.direction,
+            "sessions": [list(group) for _, group in by_repetition[name].groupby(level="session")],
+            "median": by_repetition[name].median(),
+            "golden_sessions": known.sessions if known else None,
+            "golden_median": float(np.median(np.concatenate(known.sessions))) if known else None,
+        }
+    return table
+
+
+def complete(exam: Exam, record: dict, status: str, sentence: str, questions: list[dict], table: dict, gated: dict, right: dict | None,
+             drifted: dict | None, machine: dict | None, validity: Completeness, golden: goldens.Golden | None) -> dict[str, Any]:
+    """The result of a run that got to its comparison."""
+    return plain({
+        "schema_version": SCHEMA_VERSION, "run": exam.run, "title": exam.title, "status": status, "sentence": sentence, "stopped_in": None,
+        "finished": record["finished"], "platform": record["machine"]["platform"], "questions": questions, "metrics": table, "gates": gated,
+        "accuracy": right, "drift": drifted, "controls": machine, "validity": asdict(validity), "load_s": record["load_s"],
+        "subject": record["subject"], "params": record["params"],
+        "golden": golden and {"recorded": golden.recorded, "blessing": golden.blessing and golden.blessing.model_dump()}})
+
+
+def stopped(run: str, status: str, sentence: str, exam: Exam | None = None, stage: str | None = None) -> dict[str, Any]:
+    """The result of a run that did not get to its comparison (INVALID) or was not started (SKIPPED)."""
+    return plain({"schema_version": SCHEMA_VERSION, "run": run, "title": exam.title if exam else "", "status": status,
+                  "sentence": sentence, "stopped_in": stage, "questions": [], "metrics": {}, "gates": {}})

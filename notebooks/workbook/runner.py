@@ -1,0 +1,214 @@
+"""The runner: every exam's notebooks one after the other, their pages, and the summary over all."""
+import datetime
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from workbook import engines, executor, files, models, pages, params, paths, platforms, results, runs, summary, verdicts
+from workbook.errors import BadInput
+from workbook.params import Exam
+
+LOCK_HELP = "expected one at a time; wait for it, or set GOLDBOOK_REPORTS to another folder"
+
+RECORD_REPETITIONS = 5
+
+
+class Reports:
+    """Exclusive use of the reports folder while runs write into it (a context manager).
+
+    Raises:
+        BadInput: the folder cannot be written, or another run is using it.
+    """
+
+    def __enter__(self) -> "Reports":
+        folder = paths.reports()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._owner = folder / ".owner"
+            self._lock = FileLock(folder / ".lock")
+            self._lock.acquire(timeout=0)
+            self._owner.write_text(f"process {os.getpid()}, started {runs.now()}")
+        except Timeout:
+            who = self._owner.read_text() if self._owner.exists() else "unknown process"
+            raise BadInput(f"{folder}: in use by another run ({who}); {LOCK_HELP}") from None
+        except OSError as error:
+            raise BadInput(f"{folder}: cannot be written ({error.strerror}); expected a writable folder, GOLDBOOK_REPORTS names another") from None
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._owner.unlink(missing_ok=True)
+        self._lock.release()
+
+
+def run_all(strict: bool = False) -> int:
+    """Every run that has a params file; returns the exit code over all of them.
+
+    All params files are read before the first engine starts. A file that is wrong makes its own run
+    INVALID; the others run.
+    """
+    if not params.names():
+        raise BadInput(f"{paths.params()}: holds no params file; expected at least one *.yaml")
+    with Reports():
+        exams, wrong = _read_all()
+        for run, sentence in wrong.items():
+            say(f"{run}: INVALID: {sentence}")
+            _stop(run, "INVALID", sentence)
+        for exam in exams:
+            run_one(exam)
+        summarize()
+        return _report(strict)
+
+
+def run(name: str, overrides: dict, strict: bool = False) -> int:
+    """One run, and the summary; returns the run's exit code.
+
+    Raises:
+        BadInput: as `params.load`, or this machine cannot run it.
+    """
+    exam = params.load(name, overrides)
+    platforms.require(exam)
+    models.resolve(exam.model)
+    with Reports():
+        status = run_one(exam)
+        summarize()
+        _report(strict)
+        return verdicts.exit_code([status], strict)
+
+
+def run_one(exam: Exam) -> str:
+    """Take one exam; returns its status. Never raises for what the exam does."""
+    say(f"\n{exam.run}: {exam.title}")
+    if reason := platforms.unmet(exam):
+        say(f"  SKIPPED: {reason}")
+        return _stop(exam.run, "SKIPPED", reason, exam)
+    try:
+        platforms.require(exam)
+        models.resolve(exam.model)
+    except BadInput as error:
+        return _stop(exam.run, "INVALID", str(error), exam)
+    runs.set_aside(exam.run)
+    folder = runs.start(exam.run)
+    began = time.monotonic()
+    for stage in runs.STAGES:
+        problem = run_stage(exam, stage, folder)
+        if problem:
+            result = results.stopped(exam.run, "INVALID", f"{stage}.ipynb failed: {problem}", exam, stage)
+            files.write_json(folder / "result.json", result)
+            break
+    result = files.read_json(folder / "result.json")
+    files.write_json(folder / "result.json", result | {"seconds": round(time.monotonic() - began, 1)})
+    for stage in runs.STAGES:
+        _write_page(exam, stage, folder)
+    say(f"  {result['status']}: {result['sentence']}")
+    return result["status"]
+
+
+def run_stage(exam: Exam, stage: str, folder: Path) -> str:
+    """Execute one notebook of a run and keep it, failed or not; returns the problem, empty if there is none."""
+    target = folder / f"{stage}.ipynb"
+    given = exam.model_dump(mode="json") if stage == "generate" else {"run": exam.run}
+    done = executor.execute(paths.NOTEBOOKS / f"{stage}.ipynb", target, given, timeout_s=exam.timeout_s, label=f"{exam.run} · {stage:8}")
+    log = folder / "engine.log"
+    problem = done.problem
+    if problem.startswith("EngineDeadError") and (cause := engines.last_error(log)):
+        problem = f"the engine died: {cause}"
+    if problem:
+        pages.add_failure(target, problem, log)
+    say(f"  {stage}: {'failed after' if problem else 'done in'} {done.seconds:.1f} s "
+        f"({done.cell_seconds:.1f} s in cells, {done.seconds - done.cell_seconds:.1f} s papermill and kernel)")
+    return problem
+
+
+def summarize() -> None:
+    """Execute summary.ipynb and make `reports/index.html` of it."""
+    folder = paths.reports()
+    target = folder / "summary.ipynb"
+    done = executor.execute(paths.NOTEBOOKS / "summary.ipynb", target, {}, timeout_s=300, label="summary")
+    if done.problem:
+        pages.add_failure(target, done.problem, folder / "none.log")
+        summary.write(summary.collect(), folder)
+    pages.write(target, folder / "index.html", "Goldbook", [("summary", "")], code=False)
+
+
+def summary_only(strict: bool = False) -> int:
+    """Rebuild the summary from the results there are; returns the exit code over them."""
+    with Reports():
+        summarize()
+        return _report(strict)
+
+
+def record(name: str, overrides: dict, sessions: int) -> Path:
+    """Measure a candidate golden over several engine sessions; returns its file.
+
+    Each session is a complete run in fresh kernels, of `RECORD_REPETITIONS` repetitions or as many as the
+    overrides say; its results are kept in the history.
+
+    Raises:
+        BadInput: as `run`, or a session failed or was invalid.
+    """
+    from workbook import goldens
+    exam = params.load(name, {"repetitions": RECORD_REPETITIONS} | overrides)
+    platforms.require(exam)
+    done = []
+    with Reports():
+        for number in range(1, sessions + 1):
+            say(f"\n{exam.run}: session {number} of {sessions}")
+            runs.set_aside(exam.run)
+            folder = runs.start(exam.run)
+            for stage in runs.STAGES:
+                if problem := run_stage(exam, stage, folder):
+                    raise BadInput(f"run '{exam.run}' cannot be recorded: {stage}.ipynb failed: {problem}")
+                _write_page(exam, stage, folder)
+            result = files.read_json(folder / "result.json")
+            if result["status"] == "INVALID":
+                raise BadInput(f"run '{exam.run}' cannot be recorded: {result['sentence']}")
+            done.append(goldens.read(folder / "session.json"))
+        path = goldens.candidate_path(name)
+        goldens.write(path, goldens.merge(*done))
+    return path
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _read_all() -> tuple[list[Exam], dict[str, str]]:
+    exams, wrong = [], {}
+    for name in params.names():
+        try:
+            exams.append(params.load(name))
+        except BadInput as error:
+            wrong[name] = str(error)
+    return exams, wrong
+
+
+def _stop(run: str, status: str, sentence: str, exam: Exam | None = None) -> str:
+    """Record a run that was not started; its earlier results go to the history."""
+    runs.set_aside(run)
+    folder = runs.start(run)
+    files.write_json(folder / "result.json", results.stopped(run, status, sentence, exam))
+    return status
+
+
+def _write_page(exam: Exam, stage: str, folder: Path) -> None:
+    source = folder / f"{stage}.ipynb"
+    if source.exists():
+        nav = [("← summary", "../../index.html")]
+        nav += [(s, "" if s == stage else f"{s}.html") for s in runs.STAGES if (folder / f"{s}.ipynb").exists()]
+        pages.write(source, folder / f"{stage}.html", f"{exam.run} · {stage}", nav)
+
+
+def _report(strict: bool) -> int:
+    found = summary.collect()
+    width = shutil.get_terminal_size((120, 24)).columns
+    say("")
+    for r in found:
+        say(f"{r['run']:32} {r['status']:13} {r['sentence']}"[: max(width, 100)])
+    code = verdicts.exit_code(summary.statuses(found), strict)
+    say(f"\n{paths.reports() / 'index.html'}  (exit code {code}, {datetime.datetime.now():%H:%M})")
+    return code

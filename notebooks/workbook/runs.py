@@ -1,0 +1,62 @@
+"""A run's folder under `reports/runs/`: what its notebooks leave for each other and for the report."""
+import datetime
+from pathlib import Path
+from typing import Any
+
+from workbook import files, paths
+from workbook.errors import BadInput
+from workbook.params import Exam
+
+STAGES = ("generate", "score", "compare")
+
+
+def start(run: str) -> Path:
+    """Folder for new results of a run; results that are there are moved to `reports/history/`, not overwritten.
+
+    Raises:
+        BadInput: the folder cannot be written.
+    """
+    folder = paths.run_folder(run)
+    try:
+        if any((folder / name).exists() for name in ("run.json", "result.json")):
+            set_aside(run)
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot be written ({error.strerror}); expected a writable folder, GOLDBOOK_REPORTS names another") from None
+    return folder
+
+
+def set_aside(run: str) -> None:
+    """Move a run's folder, if it holds anything, to `reports/history/<run>/<time of its last change>`."""
+    folder = paths.run_folder(run)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    changed = datetime.datetime.fromtimestamp(folder.stat().st_mtime, datetime.UTC)
+    place = paths.reports() / "history" / run / changed.strftime("%Y%m%dT%H%M%S.%fZ")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(place)
+
+
+def write_record(folder: Path, exam: Exam, **record: Any) -> None:
+    """Write `run.json`: the parameters and everything about this session that is not a row of a table."""
+    files.write_json(folder / "run.json", {"params": exam.model_dump(mode="json"), "session": 1, **record})
+
+
+def read_record(run: str) -> dict[str, Any]:
+    """Read a run's `run.json`.
+
+    Raises:
+        BadInput: generate.ipynb has not been run for it.
+    """
+    path = paths.run_folder(run) / "run.json"
+    if not path.exists():
+        raise BadInput(f"run '{run}' has no results in {path.parent}; expected generate.ipynb to have been run for it first")
+    return files.read_json(path)
+
+
+def now() -> str:
+    """UTC time of day in ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

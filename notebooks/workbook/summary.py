@@ -1,0 +1,89 @@
+"""The summary over all runs: what `summary.ipynb` shows, and the files that machines read."""
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+from workbook import files, params, paths, results, verdicts
+from workbook.errors import BadInput
+from workbook.runs import STAGES
+
+
+def collect() -> list[dict[str, Any]]:
+    """The result of every run: those with a params file and those with a folder in the reports, by name.
+
+    A run without a result is listed as NOT_RUN, and one whose result cannot be read as INVALID: nothing is left out.
+    """
+    folders = {p.name for p in (paths.reports() / "runs").glob("*") if p.is_dir()}
+    return [_result(run) for run in sorted(folders | set(params.names()))]
+
+
+def _result(run: str) -> dict[str, Any]:
+    path = paths.run_folder(run) / "result.json"
+    if not path.exists():
+        return results.stopped(run, "NOT_RUN", "has not been run on this machine")
+    try:
+        return files.read_json(path)
+    except BadInput as error:
+        return results.stopped(run, "INVALID", str(error))
+
+
+def links(run: str) -> dict[str, str]:
+    """Addresses, relative to `reports/`, of the pages a run has."""
+    return {s: f"runs/{run}/{s}.html" for s in STAGES if (paths.run_folder(run) / f"{s}.html").exists()}
+
+
+def history() -> list[dict[str, Any]]:
+    """Earlier results of the runs, the latest first."""
+    rows = []
+    for path in sorted((paths.reports() / "history").glob("*/*/result.json"), key=lambda p: p.parent.name, reverse=True):
+        try:
+            result = files.read_json(path)
+        except BadInput as error:
+            result = results.stopped(path.parent.parent.name, "INVALID", str(error))
+        rows.append({"run": result["run"], "finished": result.get("finished") or "–", "status": result["status"],
+                     "output tok/s": result["metrics"].get("output_tok_s", {}).get("median"), "kept in": str(path.parent.relative_to(paths.reports()))})
+    return rows
+
+
+def statuses(found: list[dict[str, Any]]) -> list[str]:
+    """The statuses that count towards the whole: those of runs that were started or skipped."""
+    return [r["status"] for r in found if r["status"] != "NOT_RUN"]
+
+
+def write(found: list[dict[str, Any]], folder: Path) -> None:
+    """Write summary.json, summary.md and junit.xml."""
+    whole = verdicts.overall(statuses(found))
+    files.write_json(folder / "summary.json", {"schema_version": 1, "status": whole, "runs": found})
+    files.write_text(folder / "summary.md", markdown(found, whole))
+    files.write_text(folder / "junit.xml", junit(found))
+
+
+def markdown(found: list[dict[str, Any]], whole: str) -> str:
+    """A table for a CI job's page."""
+    lines = [f"## Goldbook: {whole}", "", "| run | status | output tok/s | golden | why |", "| --- | --- | ---: | ---: | --- |"]
+    for r in found:
+        speed = r["metrics"].get("output_tok_s", {})
+        numbers = [f"{speed[k]:,.0f}" if speed.get(k) else "–" for k in ("median", "golden_median")]
+        lines.append(f"| {r['run']} | **{r['status']}** | {numbers[0]} | {numbers[1]} | {_cell(r['sentence'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def junit(found: list[dict[str, Any]]) -> str:
+    """One test case a run: REGRESSED is a failure, INVALID an error, SKIPPED, NOT_RUN and NO_GOLDEN are skipped."""
+    kinds = {"REGRESSED": "failure", "INVALID": "error", "SKIPPED": "skipped", "NOT_RUN": "skipped", "NO_GOLDEN": "skipped"}
+    suite = ElementTree.Element("testsuite", name="goldbook", tests=str(len(found)),
+                                failures=str(sum(r["status"] == "REGRESSED" for r in found)),
+                                errors=str(sum(r["status"] == "INVALID" for r in found)),
+                                skipped=str(sum(kinds.get(r["status"]) == "skipped" for r in found)))
+    for r in found:
+        case = ElementTree.SubElement(suite, "testcase", classname="goldbook", name=r["run"], time=f"{r.get('seconds', 0):.1f}")
+        message = f"{r['status']}: {r['sentence']}"
+        if kind := kinds.get(r["status"]):
+            ElementTree.SubElement(case, kind, message=message)
+        else:
+            ElementTree.SubElement(case, "system-out").text = message
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
