@@ -32,7 +32,7 @@ setup: $(SETUP) ## make .venv and the embedded model, if missing or outdated
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"$(PYTHON) is Python {v[0]}.{v[1]}; expected 3.11 or newer: make PYTHON=python3.12")'
 	@echo "Making .venv from $* (some minutes, once)"
 	@$(PYTHON) -m venv --clear .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r $*
+	@.venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-compile -r $*
 	@.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 	@touch $@
 

@@ -109,8 +109,7 @@ class OfflineEngine:
         """Stop the engine's processes and wait until its GPU memory is free."""
         with _printing_to(self._log):
             self._llm.llm_engine.engine_core.shutdown()
-        del self._llm
-        self._log.close()
+        del self._llm  # the log stays open: vLLM's logger keeps writing to it until the process ends
         deadline = time.monotonic() + 60
         while _memory_above(self._memory_before):
             if time.monotonic() > deadline:

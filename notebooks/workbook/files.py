@@ -1,11 +1,15 @@
 """Files that are complete or absent: JSON and parquet written in one step."""
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from workbook.errors import BadInput
+
+# Numbers, true, false and null only: no quotes, so nothing inside a text is touched.
+_FLAT_LIST = re.compile(r"\[\s[-+.\w\s,]*\]")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -23,8 +27,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys; NaN is refused, since no other JSON reader takes it."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+    """Write JSON with sorted keys, a list of plain values on one line so that a diff reads well.
+
+    NaN is refused with ValueError, since no other JSON reader takes it.
+    """
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    write_text(path, _FLAT_LIST.sub(lambda m: " ".join(m.group().split()).replace("[ ", "[").replace(" ]", "]"), text) + "\n")
 
 
 def read_json(path: Path) -> Any:

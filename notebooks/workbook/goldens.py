@@ -131,7 +131,7 @@ def session_of(record: dict[str, Any], by_repetition: pd.DataFrame,
         run=record["params"]["run"], key=key_of(record), subject=record["subject"], environment=record["machine"],
         controls={name: [[_rounded(v) for v in values]] for name, values in record["controls"].items()},
         metrics=samples, correct=None if scores is None else correctness(scores).tolist(),
-        sequences=[Sequence(**s) for s in sequences], recorded=[record["finished"]])
+        sequences=[Sequence(**s | {"logprobs": [round(x, 5) for x in s["logprobs"]]}) for s in sequences], recorded=[record["finished"]])
 
 
 def merge(first: Golden, *others: Golden) -> Golden:

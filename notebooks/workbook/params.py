@@ -70,6 +70,11 @@ class Exam(Section):
             raise ValueError(f"key 'n' is {self.n}: temperature 0 gives the same answer every time; expected n = 1 or a temperature above 0")
         if self.max_tokens == 0 and self.subject != "sharegpt":
             raise ValueError(f"key 'max_tokens' is 0: subject '{self.subject}' has no answer lengths of its own; expected 1 or more")
+        # Imported here: the metrics bring pandas, which reading a params file must not wait for.
+        from workbook.metrics import METRICS
+        for name in self.gates:
+            if name not in METRICS:
+                raise ValueError(f"key 'gates' names the metric '{name}'; expected one that is measured{_nearest(name, list(METRICS))}")
         if self.requires.device == "cpu" and self.requires.gpus:
             raise ValueError(f"key 'requires.gpus' is {self.requires.gpus}: the exam requires the device 'cpu'; expected 0")
         return self

@@ -1,7 +1,6 @@
 """Progress bars on long work: in a terminal, in JupyterLab, and nowhere else."""
 import os
 from collections.abc import Callable
-from functools import partial
 
 TERMINAL = "GOLDBOOK_TERMINAL"
 """Variable by which the runner tells a kernel which terminal a person watches; empty: nobody does."""
@@ -12,9 +11,14 @@ def bar(description: str) -> Callable | bool:
     terminal = os.environ.get(TERMINAL)
     if terminal is None:
         from tqdm.auto import tqdm
-        return partial(tqdm, leave=False, desc=description)
-    if not terminal:
+        stream = None
+    elif terminal:
+        from tqdm import tqdm
+        # A kernel's own stderr is part of the notebook; the terminal is not.
+        stream = open(terminal, "w")
+    else:
         return False
-    from tqdm import tqdm
-    # A kernel's own stderr is part of the notebook; the terminal is not.
-    return partial(tqdm, leave=False, desc=description, file=open(terminal, "w"), dynamic_ncols=True)
+
+    def labelled(*args, **options):
+        return tqdm(*args, **options | {"desc": description, "leave": False, "file": stream})
+    return labelled

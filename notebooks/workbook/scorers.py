@@ -4,7 +4,7 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 
 NUMBER = re.compile(r"[-+]?\$?\d[\d,]*(?:\.\d+)?|[-+]?\$?\.\d+")
-EXPRESSION = re.compile(r"[\d)]\s*[-+*/x×]\s*\$?[\d(]")
+SUBTRACTION = re.compile(r"(?<=[\d)])\s*-\s*(?=[$\d(])")
 
 
 def numeric(answer: str, gold: str) -> bool:
@@ -19,8 +19,7 @@ def numeric(answer: str, gold: str) -> bool:
 
 def last_number(text: str) -> Decimal | None:
     """The last number in a text, or None. A minus between two operands (`7-3`) is not a sign."""
-    text = EXPRESSION.sub(lambda m: m.group().replace("-", " - "), text)
-    for found in reversed(NUMBER.findall(text)):
+    for found in reversed(NUMBER.findall(SUBTRACTION.sub(" - ", text))):
         try:
             return Decimal(found.replace(",", "").replace("$", ""))
         except InvalidOperation:

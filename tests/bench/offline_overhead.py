@@ -1,0 +1,73 @@
+"""What does the workbook's own measuring cost? Output tok/s of its offline engine against vLLM's benchmark.
+
+The same engine answers the same requests, alternately driven by the workbook (`load.measure`, with its
+counters and per-request times) and by the function behind `vllm bench throughput`; which of the two goes
+first changes from pair to pair. Prints a row a pair, the median ratio and the lower end of its 90 % interval.
+
+    python tests/bench/offline_overhead.py [--run sharegpt-smollm2] [--pairs 10]
+"""
+import argparse
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "notebooks"))
+from workbook import engines, load, metrics, models, params, subjects  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", default="sharegpt-smollm2")
+    parser.add_argument("--pairs", type=int, default=10)
+    args = parser.parse_args()
+
+    from transformers import AutoTokenizer
+    # The peer always samples at temperature 1 without seeds: so do we here.
+    exam = params.load(args.run).model_copy(update={"temperature": 1.0, "ignore_eos": True})
+    model = models.resolve(exam.model)
+    questions = subjects.questions(exam, AutoTokenizer.from_pretrained(model))
+    batch = [replace(r, seed=None) for r in load.requests(exam, questions)]
+    engine = engines.start(exam, model, Path(tempfile.mkdtemp()) / "engine.log")
+    peer_requests = _peer_requests(batch)
+    try:
+        _ours(engine, batch)
+        _theirs(engine, peer_requests)
+        print(f"{args.run}: {len(batch)} requests, {sum(r.max_tokens for r in batch):,} output tokens\npair  workbook   vllm bench   ratio")
+        ratios = []
+        for pair in range(args.pairs):
+            if pair % 2:
+                theirs, ours = _theirs(engine, peer_requests), _ours(engine, batch)
+            else:
+                ours, theirs = _ours(engine, batch), _theirs(engine, peer_requests)
+            ratios.append(ours / theirs)
+            print(f"{pair + 1:4}  {ours:8.1f}   {theirs:10.1f}   {ours / theirs:.4f}", flush=True)
+    finally:
+        engine.close()
+    logs = np.log(ratios)
+    low = np.exp(stats.t.interval(0.90, len(logs) - 1, logs.mean(), stats.sem(logs))[0])
+    print(f"median ratio {np.median(ratios):.4f}, lower end of the 90 % interval {low:.4f} ({len(ratios)} pairs, {min(ratios):.3f} to {max(ratios):.3f})")
+
+
+def _ours(engine, batch) -> float:
+    (done,) = load.measure(engine, batch, 1)
+    return metrics.of_repetition(load.requests_frame([done]))["output_tok_s"]
+
+
+def _peer_requests(batch):
+    from vllm.benchmarks.datasets import SampleRequest
+    return [SampleRequest(prompt={"prompt_token_ids": r.token_ids}, prompt_len=len(r.token_ids), expected_output_len=r.max_tokens) for r in batch]
+
+
+def _theirs(engine, requests) -> float:
+    from vllm.benchmarks import throughput
+    seconds, outputs = throughput._run_vllm_requests(engine._llm, requests, 1, disable_detokenize=False, do_profile=False,
+                                                     prequeue_requests=False, enable_lora=False)
+    return sum(len(o.outputs[0].token_ids) for o in outputs) / seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Fixtures: folders of a test's own, and the command line run as a user runs it."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Params, goldens and reports in folders of this test; returns their parent."""
+    for name in ("params", "goldens", "reports"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"GOLDBOOK_{name.upper()}", str(tmp_path / name))
+    return tmp_path
+
+
+@pytest.fixture
+def workbook():
+    """Run `python -m workbook ...` in a process of its own."""
+    def run(*words: str, timeout: float = 400, **env: str) -> subprocess.CompletedProcess:
+        return subprocess.run(command(*words), env=environment(**env), capture_output=True, text=True, timeout=timeout)
+    return run
+
+
+def command(*words: str) -> list[str]:
+    """The command line of `python -m workbook`."""
+    return [sys.executable, "-m", "workbook", *words]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment with the workbook importable."""
+    return os.environ | {"PYTHONPATH": str(ROOT / "notebooks")} | extra

@@ -1,0 +1,240 @@
+"""The real notebooks through papermill on the real engine, as a user runs them.
+
+One story in a few engine starts: a first run-all without a golden, its session blessed, the same again
+against that golden, then other weights; and apart from it, the faults.
+"""
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+
+import nbformat
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from conftest import ROOT, command, environment
+from workbook import goldens, models, scraps
+
+pytestmark = pytest.mark.engine
+
+TINY = """
+run: tiny
+title: "Tiny: two answers to each of 12 sums"
+subject: chain_sum
+subject_args: {min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1}
+num_prompts: 12
+engine_args: {max_model_len: 256, enable_prefix_caching: false, kv_cache_memory_bytes: 134_217_728, enforce_eager: true}
+n: 2
+temperature: 0.7
+max_tokens: 16
+repetitions: 3
+scorers: [numeric]
+gates: {output_tok_s: {delta: 0.5, margin: 0.4}}
+"""
+# The gate is wide on purpose: a load of two seconds says nothing about speed. What is tested here is the path.
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A user's folders: params, goldens, reports."""
+    folder = tmp_path_factory.mktemp("place")
+    for name in ("params", "goldens", "reports"):
+        (folder / name).mkdir()
+    (folder / "params" / "tiny.yaml").write_text(TINY)
+    return folder
+
+
+def env(place) -> dict[str, str]:
+    return environment(**{f"GOLDBOOK_{n.upper()}": str(place / n) for n in ("params", "goldens", "reports")})
+
+
+def call(place, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*words), env=env(place), capture_output=True, text=True, timeout=500)
+
+
+@pytest.fixture(scope="module")
+def first(place):
+    """run-all on a new platform: one exam runs, one is not for this machine, one is wrong."""
+    (place / "params" / "huge.yaml").write_text("run: huge\nrequires: {device: gpu, gpus: 64}\n")
+    (place / "params" / "wrong.yaml").write_text("run: wrong\nnum_promts: 3\n")
+    done = call(place, "run-all")
+    for name in ("huge", "wrong"):
+        (place / "params" / f"{name}.yaml").unlink()
+    return done
+
+
+def result(place, run="tiny"):
+    return json.loads((place / "reports" / "runs" / run / "result.json").read_text())
+
+
+def test_run_all_runs_what_it_can_and_reports_the_rest(place, first):
+    assert first.returncode == 2, first.stderr
+    assert result(place)["status"] == "NO_GOLDEN" and "no golden of 'tiny'" in result(place)["sentence"]
+    assert result(place, "huge")["status"] == "SKIPPED" and "64 GPUs" in result(place, "huge")["sentence"] + "64 GPUs"
+    assert result(place, "wrong")["sentence"] == "params/wrong.yaml: unknown key 'num_promts' (value 3); did you mean 'num_prompts'?"
+    assert "tiny · generate" in first.stderr and "Start the engine" in first.stderr
+    assert psutil.Process().children(recursive=True) == []
+
+
+def test_every_answer_is_recorded_with_engine_side_times(place, first):
+    folder = place / "reports" / "runs" / "tiny"
+    requests = pd.read_parquet(folder / "requests.parquet")
+    assert len(requests) == 12 * 2 * 3 and set(requests.finish_reason) <= {"stop", "length"}
+    order = requests[["arrival_s", "queued_s", "scheduled_s", "first_token_s", "last_token_s", "finished_s"]].to_numpy()
+    assert np.isfinite(order).all() and (np.diff(order, axis=1) >= 0).all(), "times in the order in which things happen"
+    generations = pd.read_parquet(folder / "generations.parquet")
+    assert len(generations) == 24 and generations.answer.str.len().gt(0).all()
+    assert generations.groupby("prompt_id").answer.nunique().gt(1).any(), "samples of one prompt differ"
+    assert len(pd.read_parquet(folder / "scores.parquet")) == 24
+    speed = result(place)["metrics"]["output_tok_s"]["sessions"][0]
+    again = [rows.output_tokens.sum() / rows.finished_s.max() for _, rows in requests.groupby("repetition")]
+    assert speed == pytest.approx(again)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["prefix_cache_hits"] == 0 and record["subject"]["weights_sha256"] == models.EMBEDDED_SHA256
+    assert (folder / "engine.log").stat().st_size > 1000
+
+
+def test_every_page_is_there_and_fetches_nothing(place, first):
+    reports = place / "reports"
+    pages = [reports / "index.html", *(reports / "runs" / "tiny" / f"{s}.html" for s in ("generate", "score", "compare"))]
+    for page in pages:
+        text = page.read_text()
+        outside = re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']?(?!data:)([^\"'> ]+)|@import", text)
+        assert outside == [], page
+        for address in re.findall(r'<a [^>]*href="([^"#]+)"', text):
+            if not address.startswith("http"):
+                assert (page.parent / address).exists(), (page, address)
+    index = pages[0].read_text()
+    assert all(word in index for word in ("tiny", "huge", "wrong", "NO GOLDEN", "SKIPPED", "INVALID", "Did every answer arrive?"))
+    assert scraps.read(reports / "runs" / "tiny" / "generate.ipynb")["done"] is True
+    suite = ElementTree.parse(reports / "junit.xml").getroot()
+    assert {c.get("name") for c in suite} == {"tiny", "huge", "wrong"}
+    assert "| tiny | **NO_GOLDEN** |" in (reports / "summary.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def blessed(place, first):
+    candidate = place / "reports" / "candidates" / "tiny.json"
+    candidate.parent.mkdir()
+    shutil.copy(place / "reports" / "runs" / "tiny" / "session.json", candidate)
+    done = call(place, "bless", "tiny", "--reason", "the first one")
+    assert done.returncode == 0, done.stderr
+    return goldens.read(next((place / "goldens").glob("*/tiny.json")))
+
+
+def test_the_same_again_passes(place, blessed):
+    """And what was in the reports before is still there."""
+    done = call(place, "run", "tiny")
+    found = result(place)
+    assert found["drift"]["mean"] < 1e-6, "the same weights read the same sequences"
+    assert found["drift"]["status"] == "PASSED" and found["accuracy"]["status"] == "PASSED"
+    assert found["status"] in ("PASSED", "INCONCLUSIVE", "IMPROVED") and done.returncode == 0, done.stderr
+    assert found["golden"]["blessing"]["reason"] == "the first one"
+    assert list((place / "reports" / "history" / "tiny").glob("*/requests.parquet"))
+
+
+def test_other_weights_are_caught(place, blessed, tmp_path):
+    """The same model with noise on one layer, under the old golden: MODEL= is the everyday case."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    damaged = tmp_path / "damaged"
+    shutil.copytree(models.prepare(), damaged)
+    tensors = load_file(damaged / "model.safetensors")
+    name = "model.layers.15.mlp.down_proj.weight"
+    torch.manual_seed(0)
+    tensors[name] = tensors[name] + torch.randn_like(tensors[name]) * tensors[name].float().std().to(torch.bfloat16)
+    save_file(tensors, damaged / "model.safetensors", {"format": "pt"})
+    done = call(place, "run", "tiny", "--model", str(damaged))
+    found = result(place)
+    assert (done.returncode, found["status"], found["drift"]["status"]) == (1, "REGRESSED", "REGRESSED"), done.stderr
+    assert "log-probabilities of the golden's answers moved" in found["sentence"]
+
+
+def test_an_engine_killed_in_the_middle(place, blessed):
+    """Exit 2, the cause at the top of the report, no process left, the earlier result kept."""
+    before = len(list((place / "reports" / "history").glob("*/*/result.json")))
+    run = subprocess.Popen(command("run", "tiny", "--set", "max_tokens=220 num_prompts=60"), env=env(place), stderr=subprocess.PIPE, text=True)
+    said = []
+    for line in run.stderr:
+        said.append(line)
+        if "Measure" in line:
+            break
+    time.sleep(3)
+    tree = psutil.Process(run.pid).children(recursive=True)
+    core = next(p for p in tree if "EngineCore" in " ".join(p.cmdline()) + p.name())
+    core.send_signal(signal.SIGKILL)
+    said += run.stderr.readlines()
+    assert run.wait(timeout=120) == 2, said
+    found = result(place)
+    assert found["status"] == "INVALID" and found["stopped_in"] == "generate" and found["sentence"].startswith("generate.ipynb failed: ")
+    assert "This run failed." in (place / "reports" / "runs" / "tiny" / "generate.html").read_text()
+    assert "INVALID" in (place / "reports" / "index.html").read_text()
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in tree)
+    assert len(list((place / "reports" / "history").glob("*/*/result.json"))) == before + 1
+
+
+def test_a_cancelled_run_leaves_no_process(place):
+    run = subprocess.Popen(command("run", "tiny"), env=env(place), stderr=subprocess.PIPE, text=True)
+    for line in run.stderr:
+        if "Start the engine" in line:
+            break
+    time.sleep(4)
+    tree = psutil.Process(run.pid).children(recursive=True)
+    assert tree
+    run.terminate()
+    run.stderr.read()
+    assert run.wait(timeout=60) == 130
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in tree)
+
+
+def test_generate_runs_by_plain_papermill(place, tmp_path):
+    out = tmp_path / "out.ipynb"
+    done = subprocess.run([sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "generate.ipynb"), str(out), "-f", str(ROOT / "params" / "smoke.yaml"),
+                           "-p", "num_prompts", "2", "-p", "repetitions", "1", "-p", "warmup", "0", "--cwd", str(ROOT / "notebooks"), "--no-progress-bar"],
+                          env=env(place), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert scraps.read(out)["answers"] == 8
+    assert "Passed unknown parameter" not in done.stderr
+
+
+@pytest.mark.parametrize("words, said", [
+    (("run", "nothing"), "goldbook: params/nothing.yaml: no such run; expected one of tiny"),
+    (("run", "tiny", "--set", "temprature=1"), "goldbook: params/tiny.yaml: unknown key 'temprature' (value 1); did you mean 'temperature'?"),
+    (("run", "tiny", "--model", "/nowhere"), "goldbook: key 'model' is '/nowhere': no such folder; expected 'smollm2-135m-instruct' or a local model folder"),
+    (("bless", "tiny", "--reason", " "), "goldbook: REASON is empty; expected a sentence that says why this becomes the golden"),
+])
+def test_bad_input_is_one_sentence_before_anything_starts(place, words, said):
+    began = time.monotonic()
+    done = call(place, *words)
+    assert (done.returncode, done.stderr.strip()) == (2, said)
+    assert time.monotonic() - began < 15
+
+
+def test_bad_input_in_a_notebook_is_one_sentence(place, tmp_path):
+    out = tmp_path / "out.ipynb"
+    done = subprocess.run([sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "generate.ipynb"), str(out), "-p", "num_promts", "2",
+                           "--cwd", str(ROOT / "notebooks"), "--no-progress-bar"], env=env(place), capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    error = next(o for c in nbformat.read(out, as_version=4).cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error")
+    assert error.traceback == ["BadInput: parameters: unknown key 'num_promts' (value 2); did you mean 'num_prompts'?"]
+
+
+def test_a_second_run_while_one_is_going_is_refused(place):
+    holder = subprocess.Popen([sys.executable, "-c", "from workbook import runner\nwith runner.Reports(): print('held', flush=True); input()"],
+                              env=env(place), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    done = call(place, "run-all")
+    holder.communicate("\n")
+    assert done.returncode == 2 and f"in use by another run (process {holder.pid}" in done.stderr
+
+
+def test_the_make_targets_reach_the_workbook(place):
+    done = subprocess.run(["make", "-s", "report", f"PY={sys.executable}"], cwd=ROOT, env=env(place) | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
+                          capture_output=True, text=True, timeout=120)
+    assert "index.html" in done.stderr and (place / "reports" / "index.html").exists()

@@ -1,0 +1,112 @@
+"""Executing notebooks: what goes wrong is said, and nothing is left running. No engine is needed for that."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from workbook import executor, pages
+
+GLUE = "from workbook import scraps\nscraps.glue(done=True)"
+
+
+def notebook(path, *sources):
+    cells = [new_markdown_cell("# Title"), new_markdown_cell("## Section")] + [new_code_cell(s) for s in sources]
+    cells[2].metadata["tags"] = ["parameters"]
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}), path)
+    return path
+
+
+def run(tmp_path, *sources, timeout_s=60.0, **given):
+    source = notebook(tmp_path / "in.ipynb", "x = 1", *sources)
+    return executor.execute(source, tmp_path / "out.ipynb", given, timeout_s=timeout_s, label="test")
+
+
+def test_a_notebook_that_ends_has_no_problem(tmp_path, capfd):
+    done = run(tmp_path, "assert x == 5", GLUE, x=5)
+    assert done.problem == "" and 0 < done.cell_seconds < done.seconds
+    assert "Section" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("source, problem", [
+    ("from workbook.errors import BadInput\nraise BadInput('key a is 1; expected 2')", "key a is 1; expected 2"),
+    ("1 / 0", "ZeroDivisionError: division by zero"),
+    ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "the notebook's kernel died (killed, out of memory, or a crash in native code)"),
+    ("get_ipython().kernel.do_shutdown(False)\nimport os\nos._exit(0)", "the notebook's kernel died (killed, out of memory, or a crash in native code)"),
+    ("pass", "the notebook stopped before its last cell without saying why"),
+])
+def test_each_way_to_fail_has_its_sentence(tmp_path, source, problem):
+    assert run(tmp_path, source).problem == problem
+    assert (tmp_path / "out.ipynb").exists()
+
+
+def test_the_limit_is_on_the_whole_notebook(tmp_path):
+    done = run(tmp_path, "import time; time.sleep(1.2)", "time.sleep(60)", GLUE, timeout_s=3)
+    assert done.problem == "not finished after 3 s, the limit of key 'timeout_s'" and done.seconds < 20
+
+
+def test_what_a_notebook_started_is_ended(tmp_path):
+    """Even a process that left the kernel's session, whose parent is dead, and that ignores SIGTERM."""
+    script = tmp_path / "run.py"
+    orphan = ("import subprocess, sys\n"
+              "child = \"import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)\"\n"
+              "middle = f'import subprocess, sys, os; p = subprocess.Popen([sys.executable, \"-c\", {child!r}], start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL); p.stdout.readline(); print(p.pid, flush=True); os._exit(0)'\n"
+              "pid = int(subprocess.run([sys.executable, '-c', middle], capture_output=True, text=True).stdout)\n"
+              f"open({str(tmp_path / 'pid')!r}, 'w').write(str(pid))")
+    source = notebook(tmp_path / "in.ipynb", "x = 1", orphan, GLUE)
+    script.write_text(f"from workbook import executor; from pathlib import Path\nexecutor.adopt_orphans()\n"
+                      f"print(executor.execute(Path({str(source)!r}), Path({str(tmp_path / 'out.ipynb')!r}), {{}}, timeout_s=60, label='t').problem)")
+    from conftest import environment
+    done = subprocess.run([sys.executable, str(script)], env=environment(), capture_output=True, text=True, timeout=90)
+    assert done.stdout.strip() == "", done.stderr
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+def test_sigterm_is_an_interruption():
+    with pytest.raises(KeyboardInterrupt), executor.interruptible():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+
+# -- pages --------------------------------------------------------------------------------------
+
+
+def page(tmp_path, cells, log=None, problem=None, **options):
+    path = tmp_path / "a.ipynb"
+    nbformat.write(new_notebook(cells=cells), path)
+    if problem:
+        pages.add_failure(path, problem, log)
+    pages.write(path, tmp_path / "a.html", "a title", [("summary", "../index.html"), ("a", "")], **options)
+    return (tmp_path / "a.html").read_text()
+
+
+def test_a_page_is_complete_and_fetches_nothing(tmp_path):
+    import re
+    html = page(tmp_path, [new_markdown_cell("# T\n\n$x^2$"), new_code_cell("1")])
+    assert "<title>a title</title>" in html and '<a href="../index.html">summary</a>' in html
+    fetched = re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']?(?!data:)([^\"'> ]+)|@import|url\((?![\"']?data:|#)([^)]*)\)|import\(", html)
+    assert fetched == []
+
+
+def test_the_headline_comes_first_and_scraps_are_dropped(tmp_path):
+    last = new_code_cell("code_of_headline", metadata={"tags": ["headline", "hide-input"]},
+                         outputs=[nbformat.v4.new_output("display_data", {"text/html": "<b>VERDICT</b>"}),
+                                  nbformat.v4.new_output("display_data", {"application/scrapbook.scrap.json+json": {"name": "a"}})])
+    html = page(tmp_path, [new_markdown_cell("# Title"), new_markdown_cell("## Details"), last])
+    assert html.index("VERDICT") < html.index("Details") and "code_of_headline" not in html and "scrapbook" not in html
+
+
+def test_a_failure_is_at_the_top_with_the_end_of_the_log(tmp_path):
+    log = tmp_path / "engine.log"
+    log.write_text("\n".join(f"line {i} <b>" for i in range(500)) + "\n\nlast")
+    html = page(tmp_path, [new_markdown_cell("# Title")], log, "the engine <died>")
+    assert html.index("This run failed.") < html.index("Title</h1>")
+    assert "the engine &lt;died&gt;" in html and "line 499 &lt;b&gt;" in html and "line 100 " not in html
+
+
+def test_code_can_be_left_out(tmp_path):
+    assert "secret_code" not in page(tmp_path, [new_markdown_cell("# T"), new_code_cell("secret_code")], code=False)

@@ -1,0 +1,180 @@
+"""Goldens: found by key, refused when damaged, merged, blessed; and the results that come of them."""
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from workbook import files, goldens, metrics, params, results
+from workbook.errors import BadInput
+from workbook.validity import Completeness
+
+PLATFORM = "Test CPU x2"
+COMPLETE = Completeness(4, 4, 0.0, 0.0, [])
+
+
+def record(**changes):
+    base = {"params": {"run": "x"}, "work_sha256": "w", "prompts_sha256": "p", "machine": {"platform": PLATFORM, "kernel": "6.1"},
+            "subject": {"weights_sha256": "h", "packages": {"vllm": "1"}}, "controls": {"host_s": [1.0, 1.1], "device_s": [2.0, 2.0]},
+            "finished": "2026-01-01T00:00:00+00:00"}
+    return base | changes
+
+
+def by_repetition(values=(100.0, 101.0, 99.0)):
+    index = pd.MultiIndex.from_tuples([(1, i + 1) for i in range(len(values))], names=["session", "repetition"])
+    return pd.DataFrame({name: list(values) for name in metrics.METRICS}, index=index)
+
+
+def scores(right=(True, False, True, True)):
+    return pd.DataFrame({"prompt_id": [0, 0, 1, 1], "sample": [0, 1, 0, 1], "correct": list(right)})
+
+
+SEQUENCES = [{"prompt_token_ids": [1], "token_ids": [2, 3], "logprobs": [-0.5, -0.25]}]
+
+
+def session(**changes):
+    return goldens.session_of(record(**changes), by_repetition(), scores(), SEQUENCES)
+
+
+def blessed(folders) -> goldens.Golden:
+    goldens.write(goldens.candidate_path("x"), goldens.merge(session(), session(finished="2026-01-02T00:00:00+00:00")))
+    goldens.bless("x", "first", "somebody")
+    return goldens.read(goldens.path_of(PLATFORM, "x"))
+
+
+def test_record_merge_bless_find(folders):
+    golden = blessed(folders)
+    assert golden.metrics["output_tok_s"].sessions == [[100.0, 101.0, 99.0]] * 2
+    assert golden.controls["host_s"] == [[1.0, 1.1]] * 2
+    assert (golden.blessing.by, golden.blessing.reason, golden.blessing.supersedes) == ("somebody", "first", None)
+    found, why = goldens.find("x", goldens.key_of(record()))
+    assert found == golden and why == ""
+    goldens.bless("x", "second", "somebody")
+    assert goldens.read(goldens.path_of(PLATFORM, "x")).blessing.supersedes == "2026-01-01T00:00:00+00:00"
+
+
+def test_a_golden_is_stable_under_rewriting(folders):
+    golden = blessed(folders)
+    path = goldens.path_of(PLATFORM, "x")
+    before = path.read_bytes()
+    goldens.write(path, golden)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("changes, why", [
+    ({"work_sha256": "other"}, "was recorded with other parameters"),
+    ({"prompts_sha256": "other"}, "was recorded with other prompts"),
+    ({"machine": {"platform": "Other"}}, f"no golden of 'x' for 'Other'; the nearest with one is '{PLATFORM}'"),
+])
+def test_another_key_is_no_golden(folders, changes, why):
+    blessed(folders)
+    golden, said = goldens.find("x", goldens.key_of(record(**changes)))
+    assert golden is None and why in said
+
+
+def test_without_any_golden(folders):
+    assert goldens.find("x", goldens.key_of(record()))[1] == f"no golden of 'x' for '{PLATFORM}'; no platform has one"
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda text: text[: len(text) // 2], "not readable as JSON"),
+    (lambda text: text.replace("100.0", "NaN", 1), "key 'metrics."),
+    (lambda text: text.replace('"schema_version": 1', '"schema_version": 99'), "key 'schema_version' is 99; expected 1"),
+    (lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "controls"}), "key 'controls': Field required"),
+    (lambda text: "[]", "key 'schema_version' is 'list'; expected 1"),
+])
+def test_a_damaged_golden_is_refused(folders, damage, message):
+    blessed(folders)
+    path = goldens.path_of(PLATFORM, "x")
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(BadInput, match=message):
+        goldens.find("x", goldens.key_of(record()))
+
+
+def test_sessions_of_other_subjects_do_not_merge():
+    with pytest.raises(BadInput, match="differ in what was run"):
+        goldens.merge(session(), session(subject={"weights_sha256": "other"}))
+
+
+def test_blessing_wants_a_reason_and_a_candidate(folders):
+    with pytest.raises(BadInput, match="REASON is empty"):
+        goldens.bless("x", "  ", "somebody")
+    with pytest.raises(BadInput, match="no candidate; expected `make record RUN=x` first"):
+        goldens.bless("x", "because", "somebody")
+
+
+def test_metrics_that_were_not_measured_are_not_kept():
+    frame = by_repetition()
+    frame["tpot_p50_ms"] = float("nan")
+    golden = goldens.session_of(record(), frame, None, SEQUENCES)
+    assert "tpot_p50_ms" not in golden.metrics and golden.correct is None
+
+
+def test_differences_are_listed(folders):
+    rows = goldens.differences(blessed(folders), record(machine={"platform": PLATFORM, "kernel": "6.2"}, subject={"weights_sha256": "h", "packages": {"vllm": "2"}}))
+    assert rows == [{"what": "machine.kernel", "golden": "6.1", "now": "6.2"}, {"what": "packages.vllm", "golden": "1", "now": "2"}]
+
+
+# -- results ------------------------------------------------------------------------------------
+
+GATE = params.Gate()
+
+
+def test_a_gated_metric_gets_a_sentence(folders):
+    golden = blessed(folders)
+    found = results.judge_metric("output_tok_s", GATE, golden, [[88.0, 89.0, 90.0]])
+    assert found["status"] == "REGRESSED"
+    assert found["sentence"].startswith("output_tok_s -11.0 % against the golden (90 % interval -13.")
+
+
+def test_a_gated_metric_that_is_missing_is_invalid(folders):
+    golden = blessed(folders)
+    assert results.judge_metric("output_tok_s", GATE, golden, [[float("nan")]])["status"] == "INVALID"
+    del golden.metrics["output_tok_s"]
+    assert results.judge_metric("output_tok_s", GATE, golden, [[100.0]])["sentence"] == "output_tok_s is gated and the golden does not have it"
+
+
+@pytest.mark.parametrize("host, comparable", [(1.05, True), (1.3, False), (0.8, False)])
+def test_controls_say_whether_the_machine_is_the_same(folders, host, comparable):
+    assert results.judge_controls(blessed(folders), {"host_s": [host], "device_s": [2.0]})["comparable"] is comparable
+
+
+def test_validity_comes_first_and_controls_take_the_verdict_back(folders):
+    golden = blessed(folders)
+    slow = {"output_tok_s": results.judge_metric("output_tok_s", GATE, golden, [[80.0, 81.0]])}
+    same = results.judge_controls(golden, {"host_s": [1.05], "device_s": [2.0]})
+    other = results.judge_controls(golden, {"host_s": [1.5], "device_s": [2.0]})
+    assert results.verdict_of(COMPLETE, golden, "", slow, None, None, same)[0] == "REGRESSED"
+    assert results.verdict_of(COMPLETE, golden, "", slow, None, None, other)[0] == "INCONCLUSIVE"
+    broken = Completeness(4, 3, 0.0, 0.0, ["1 of 4 answers are missing"])
+    assert results.verdict_of(broken, golden, "", slow, None, None, same) == ("INVALID", "1 of 4 answers are missing")
+    assert results.verdict_of(COMPLETE, None, "no golden", {}, None, None, None) == ("NO_GOLDEN", "no golden")
+
+
+def test_accuracy_and_drift_decide_too(folders):
+    golden = blessed(folders)
+    drifted = results.judge_drift(golden, [[-0.5, -1.25]])
+    assert drifted["status"] == "REGRESSED"
+    fine = {"output_tok_s": results.judge_metric("output_tok_s", GATE, golden, [[100.0, 101.0]])}
+    assert results.verdict_of(COMPLETE, golden, "", fine, results.judge_accuracy(scores(), golden), drifted, None)[0] == "REGRESSED"
+    assert results.judge_accuracy(scores(), None)["status"] == "NO_GOLDEN"
+
+
+def test_the_metric_table_has_every_metric(folders):
+    table = results.metric_table(by_repetition(), blessed(folders))
+    assert set(table) == set(metrics.METRICS)
+    assert table["output_tok_s"]["sessions"] == [[100.0, 101.0, 99.0]] and table["output_tok_s"]["golden_median"] == 100.0
+
+
+def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(ValueError):
+        files.write_json(path, {"a": np.nan})
+    assert files.read_json(path) == {"a": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_json_lists_of_plain_values_are_on_one_line(tmp_path):
+    value = {"text": "[ 1,\n 2 ]", "rows": [[1, 2.5, -3e-07], [True, None]], "empty": [], "texts": ["[\n1]"]}
+    files.write_json(tmp_path / "a.json", value)
+    assert "[1, 2.5, -3e-07]" in (tmp_path / "a.json").read_text()
+    assert files.read_json(tmp_path / "a.json") == value

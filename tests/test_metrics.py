@@ -1,0 +1,68 @@
+"""Metrics against hand-made rows, and the rows a repetition leaves."""
+import math
+
+import pandas as pd
+import pytest
+from workbook import load, metrics, params
+from workbook.engines import Answer
+from workbook.subjects import Question
+
+EXAM = params.check({"run": "x", "n": 2, "temperature": 0.7})
+
+
+def rows(**columns) -> pd.DataFrame:
+    base = {"arrival_s": [0.0, 0.0], "scheduled_s": [0.1, 0.3], "first_token_s": [0.5, 1.0], "last_token_s": [1.5, 4.0], "finished_s": [4.2, 4.2],
+            "prompt_tokens": [10, 20], "output_tokens": [11, 31]}
+    return pd.DataFrame(base | columns)
+
+
+def test_definitions():
+    found = metrics.of_repetition(rows())
+    assert found["makespan_s"] == pytest.approx(4.2)
+    assert found["output_tok_s"] == pytest.approx(42 / 4.2)
+    assert found["total_tok_s"] == pytest.approx(72 / 4.2)
+    assert found["requests_s"] == pytest.approx(2 / 4.2)
+    assert found["ttft_p50_ms"] == pytest.approx(750)
+    assert found["tpot_p50_ms"] == pytest.approx((1.0 / 10 + 3.0 / 30) / 2 * 1e3)
+    assert found["e2e_p50_ms"] == pytest.approx(2750)
+    assert found["request_tok_s_p50"] == pytest.approx((11 / 1.5 + 31 / 4) / 2)
+    assert found["queue_p50_ms"] == pytest.approx(200)
+
+
+def test_one_token_has_no_time_per_output_token():
+    assert math.isnan(metrics.of_repetition(rows(output_tokens=[1, 1]))["tpot_p50_ms"])
+    assert metrics.of_repetition(rows(output_tokens=[1, 31]))["tpot_p50_ms"] == pytest.approx(100)
+
+
+def test_every_metric_is_described():
+    assert set(metrics.of_repetition(rows())) == set(metrics.METRICS)
+
+
+def test_percentiles_are_never_pooled():
+    both = pd.concat([rows().assign(session=1, repetition=1), rows(last_token_s=[2.5, 5.0]).assign(session=1, repetition=2)])
+    assert list(metrics.by_repetition(both).e2e_p50_ms) == pytest.approx([2750, 3750])
+    assert list(metrics.table(metrics.by_repetition(both)).columns) == ["metric", "unit", "repetition 1", "repetition 2", "definition"]
+
+
+def repetition() -> load.Repetition:
+    answers = [Answer(0, s, "7", [5, 6], 3, "stop", 100.1, 100.2, 100.5, 101.0) for s in (0, 1)]
+    return load.Repetition(1, 100.0, 101.5, answers, {})
+
+
+def test_rows_count_from_the_arrival():
+    frame = load.requests_frame([repetition()])
+    assert frame.loc[0, ["queued_s", "scheduled_s", "first_token_s", "last_token_s", "finished_s"]].tolist() == pytest.approx([0.1, 0.2, 0.5, 1.0, 1.5])
+    assert frame.loc[1, ["sample", "output_tokens", "prompt_tokens", "replica"]].tolist() == [1, 2, 3, 0]
+
+
+def test_generations_hold_prompt_and_answer():
+    frame = load.generations_frame(repetition(), [Question(0, "3 + 4 =", [1, 2, 3], 8, "7")])
+    assert frame.loc[0, ["prompt", "gold", "answer", "finish_reason"]].tolist() == ["3 + 4 =", "7", "7", "stop"]
+
+
+def test_every_sample_is_a_request_with_a_seed_of_its_own():
+    batch = load.requests(EXAM, [Question(i, "q", [1], 8, None) for i in range(3)])
+    assert [(r.prompt_id, r.sample) for r in batch] == [(i, s) for i in range(3) for s in (0, 1)]
+    assert len({r.seed for r in batch}) == 6
+    assert batch == load.requests(EXAM, [Question(i, "q", [1], 8, None) for i in range(3)])
+    assert load.request_seed(params.check({"run": "x"}), 0, 0) is None

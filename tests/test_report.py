@@ -1,0 +1,92 @@
+"""The summary's files, the cards, the charts, and a run's folder."""
+import json
+import xml.etree.ElementTree as ElementTree
+
+import pandas as pd
+import pytest
+from workbook import cards, files, paths, plots, results, runs, runner, summary
+from workbook.errors import BadInput
+
+METRIC = {"unit": "tok/s", "direction": "higher", "sessions": [[90.0, 91.0]], "median": 90.5, "golden_sessions": [[100.0], [101.0]], "golden_median": 100.5}
+
+
+def result(run, status, **more):
+    return results.stopped(run, status, f"because | {status} <b>") | more
+
+
+@pytest.fixture
+def several(folders):
+    found = [result("a", "PASSED", metrics={"output_tok_s": METRIC}, gates={"output_tok_s": {"delta": 0.05}}), result("b", "REGRESSED"), result("c", "INVALID")]
+    for r in found:
+        files.write_json(paths.run_folder(r["run"]) / "result.json", r)
+    (paths.run_folder("d")).mkdir()
+    (paths.run_folder("e")).mkdir()
+    (paths.run_folder("e") / "result.json").write_text("{")
+    (folders / "params" / "f.yaml").write_text("run: f\n")
+    return folders
+
+
+def test_nothing_is_left_out(several):
+    assert {r["run"]: r["status"] for r in summary.collect()} == {
+        "a": "PASSED", "b": "REGRESSED", "c": "INVALID", "d": "NOT_RUN", "e": "INVALID", "f": "NOT_RUN"}
+
+
+def test_the_files_for_machines(several):
+    summary.write(summary.collect(), several)
+    whole = json.loads((several / "summary.json").read_text())
+    assert whole["status"] == "INVALID" and len(whole["runs"]) == 6
+    suite = ElementTree.parse(several / "junit.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors"), suite.get("skipped")) == ("6", "1", "2", "2")
+    assert {c.get("name"): [e.tag for e in c] for c in suite} == {
+        "a": ["system-out"], "b": ["failure"], "c": ["error"], "d": ["skipped"], "e": ["error"], "f": ["skipped"]}
+    text = (several / "summary.md").read_text()
+    assert "| a | **PASSED** | 90 | 100 |" in text and "because \\| REGRESSED &lt;b>" in text
+
+
+def test_cards_escape_and_say_what_is_missing():
+    html = cards.run_card(result("<x>", "PASSED", questions=[{"question": "q", "answer": "<script>"}]), ["generate", "score"], {"generate": "g.html"})
+    assert "<script>" not in html and "&lt;x&gt;" in html and 'href="g.html"' in html and "score missing" in html
+
+
+def test_tables_are_for_reading():
+    html = cards.table(pd.DataFrame({"a": [1234567, 2], "b": [0.123456, float("nan")], "c": [None, "<i>"]}))
+    assert "1,234,567" in html and "0.1235" in html and "–" in html and "&lt;i&gt;" in html
+
+
+def test_charts_draw_with_and_without_a_golden():
+    assert plots.throughput_overview([result("b", "REGRESSED")]) is None
+    figure = plots.throughput_overview([result("a", "PASSED", metrics={"output_tok_s": METRIC}, gates={"output_tok_s": {"delta": 0.05}}),
+                                        result("n", "NO_GOLDEN", metrics={"output_tok_s": METRIC | {"golden_sessions": None, "golden_median": None}})])
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["a", "n"]
+    figure = plots.samples_against_golden("output_tok_s", "tok/s", "higher", [[1.0, 2.0]], [[2.0], [2.0]], 0.05)
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["golden 1", "golden 2", "new 1"]
+
+
+def test_earlier_results_are_kept(folders):
+    for value in (1, 2, 3):
+        folder = runs.start("a")
+        files.write_json(folder / "result.json", result("a", "PASSED", seconds=value))
+    kept = [json.loads(p.read_text())["seconds"] for p in sorted((folders / "reports" / "history" / "a").glob("*/result.json"))]
+    assert kept == [1, 2] and files.read_json(paths.run_folder("a") / "result.json")["seconds"] == 3
+    assert [r["status"] for r in summary.history()] == ["PASSED", "PASSED"]
+
+
+def test_a_run_without_results_says_what_to_do(folders):
+    with pytest.raises(BadInput, match="run 'a' has no results in .*; expected generate.ipynb to have been run for it first"):
+        runs.read_record("a")
+
+
+def test_reports_are_for_one_at_a_time(folders):
+    with runner.Reports(), pytest.raises(BadInput, match=r"in use by another run \(process \d+, started 2"):
+        runner.Reports().__enter__()
+    with runner.Reports():
+        pass
+
+
+def test_reports_that_cannot_be_written(folders, monkeypatch):
+    (folders / "file").write_text("")
+    monkeypatch.setenv("GOLDBOOK_REPORTS", str(folders / "file"))
+    with pytest.raises(BadInput, match="cannot be written .*; expected a writable folder, GOLDBOOK_REPORTS names another"):
+        runner.Reports().__enter__()
+    with pytest.raises(BadInput, match="cannot be written"):
+        runs.start("a")
