@@ -33,4 +33,4 @@ def command(*words: str) -> list[str]:
 
 def environment(**extra: str) -> dict[str, str]:
     """This process's environment with the workbook importable."""
-    return os.environ | {"PYTHONPATH": str(ROOT / "notebooks")} | extra
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "notebooks"), os.environ.get("PYTHONPATH")]))} | extra

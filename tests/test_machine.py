@@ -56,7 +56,7 @@ def test_telemetry_sees_the_load():
     frame = sampler.frame()
     inside = frame[frame.time.between(began, ended)]
     assert len(inside) >= 4 and (frame.rss_gb > 0).all(), "twice a second, however busy this process is"
-    assert telemetry.busy(frame, [(began, ended)])["cpu_busy_pct"] > 20
+    assert telemetry.busy(frame, [(began, ended)])["cpu_busy_pct"] > 50 / len(platforms.cores())
     assert telemetry.busy(frame, [(0, 1)]) == {}
 
 

@@ -2,12 +2,16 @@
 import contextlib
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from workbook import platforms
 from workbook.errors import BadInput
@@ -42,6 +46,10 @@ class Answer:
     last_token: float | None
 
 
+class EngineDied(RuntimeError):
+    """A process of the engine ended while it was needed."""
+
+
 class OfflineEngine:
     """`vllm.LLM` in this process's tree.
 
@@ -49,8 +57,8 @@ class OfflineEngine:
         exam: engine arguments, environment and sampling.
         model: folder of the weights.
         log: file that gets everything the engine prints.
-        in_process: run the engine core in this process and not in one of its own. It starts in half the
-            time, for work that is not timed.
+        in_process: without a GPU, run the engine core in this process and not in one of its own. It starts
+            in half the time, for work that is not timed. (On a GPU only the end of a process frees its memory.)
 
     Attributes:
         load_s: seconds from the start of the import to an engine that answers.
@@ -58,10 +66,12 @@ class OfflineEngine:
 
     def __init__(self, exam: Exam, model: Path, log: Path, *, in_process: bool = False):
         self._exam = exam
+        in_process = in_process and not platforms.gpus()
         self._memory_before = platforms.gpu_memory_used()
         os.environ.update(environment(exam, in_process))
         began = time.monotonic()
-        self._log = log.open("a", buffering=1)
+        self._log_path, self._log = log, log.open("a", buffering=1)
+        before = set(psutil.Process().children())
         with _printing_to(self._log):
             try:
                 from vllm import LLM, SamplingParams
@@ -69,12 +79,18 @@ class OfflineEngine:
                 raise BadInput(f"vllm cannot be imported ({error}); expected the packages of requirements.txt or requirements-cpu.txt") from error
             self._sampling_params = SamplingParams
             self._llm = LLM(model=str(model), **engine_args(exam))
+        self._processes = [p for p in psutil.Process().children() if p not in before]
         self.load_s = time.monotonic() - began
 
     def generate(self, requests: list[Request], bar: Callable | bool = False) -> list[Answer]:
-        """Answer all requests, submitted at once; same order. `bar` is a tqdm class, or False for none."""
+        """Answer all requests, submitted at once; same order. `bar` is a tqdm class, or False for none.
+
+        Raises:
+            EngineDied: a process of the engine ended, with the last error in its log.
+        """
         params = [self._sampling(r) for r in requests]
-        outputs = self._llm.generate([{"prompt_token_ids": r.token_ids} for r in requests], params, use_tqdm=bar)
+        with self._alive():
+            outputs = self._llm.generate([{"prompt_token_ids": r.token_ids} for r in requests], params, use_tqdm=bar)
         return [_answer(r, o) for r, o in zip(requests, outputs, strict=True)]
 
     def logprobs(self, sequences: list[tuple[list[int], list[int]]]) -> list[list[float]]:
@@ -87,7 +103,8 @@ class OfflineEngine:
             For each sequence one number per answer token.
         """
         params = self._sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        outputs = self._llm.generate([{"prompt_token_ids": p + a} for p, a in sequences], params, use_tqdm=False)
+        with self._alive():
+            outputs = self._llm.generate([{"prompt_token_ids": p + a} for p, a in sequences], params, use_tqdm=False)
         return [[entry[token].logprob for token, entry in zip(a, o.prompt_logprobs[len(p):], strict=True)]
                 for (p, a), o in zip(sequences, outputs, strict=True)]
 
@@ -115,6 +132,34 @@ class OfflineEngine:
             if time.monotonic() > deadline:
                 raise RuntimeError("the engine's GPU memory is still taken 60 s after it was stopped")
             time.sleep(0.2)
+
+    @contextlib.contextmanager
+    def _alive(self):
+        """Raise EngineDied in the main thread as soon as a process of the engine ends.
+
+        vLLM's synchronous client (0.26 to 0.32) waits for ever for the answers of a core that was killed:
+        its output thread leaves without a word. A signal is what wakes a thread that waits for a queue.
+        """
+        died, left = [], threading.Event()
+
+        def watch() -> None:
+            while not left.wait(0.5):
+                died.extend(p for p in self._processes if not p.is_running() or p.status() == psutil.STATUS_ZOMBIE)
+                if died:
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                    return
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        except BaseException as error:
+            if died or type(error).__name__ == "EngineDeadError":
+                cause = last_error(self._log_path) or "its process ended without a word (killed, or out of memory)"
+                raise EngineDied(f"the engine died: {cause}") from None
+            raise
+        finally:
+            left.set()
+            watcher.join()
 
     def _sampling(self, request: Request):
         e = self._exam
@@ -193,7 +238,7 @@ def _printing_to(log):
 
 
 def last_error(log: Path) -> str:
-    """The last error a process of the engine printed, or an empty text: what an EngineDeadError is about."""
+    """The last error a process of the engine printed, or an empty text: why it died, if it had time to say."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     found = (re.search(r"\b(\w+(?:Error|Exception): .+)", line) for line in reversed(lines))
     return next((m.group(1) for m in found if m), "")

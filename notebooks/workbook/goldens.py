@@ -1,5 +1,6 @@
 """Goldens: blessed baselines, one JSON a run and platform, found by what was asked and where."""
 import datetime
+import difflib
 import math
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,8 @@ def find(run: str, key: Key) -> tuple[Golden | None, str]:
     path = path_of(key.platform, run)
     if not path.exists():
         others = sorted(p.parent.name for p in paths.goldens().glob(f"*/{run}.json"))
-        known = f"the nearest with one is '{others[0]}'" if others else "no platform has one"
+        nearest = difflib.get_close_matches(key.platform, others, n=1, cutoff=0.0)
+        known = f"the nearest with one is '{nearest[0]}'" if nearest else "no platform has one"
         return None, f"no golden of '{run}' for '{key.platform}'; {known}"
     golden = read(path)
     if golden.key.work != key.work:

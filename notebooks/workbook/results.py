@@ -80,7 +80,7 @@ def judge_drift(golden: goldens.Golden, logprobs: list[list[float]]) -> dict[str
 def five_questions(exam: Exam, validity: Completeness, busy: dict[str, float], gpus: int, gated: dict, no_golden: str,
                    right: dict | None, drifted: dict | None) -> list[dict[str, str]]:
     """The first screen: what every reader wants to know, in words and numbers."""
-    arrived = f"{validity.arrived:,} of {validity.expected:,} answers ({exam.num_prompts} prompts × {exam.n} samples × {exam.repetitions} repetitions); {validity.empty:.0%} empty"
+    arrived = f"{validity.arrived:,} of {validity.expected:,} answers ({exam.num_prompts} prompts × {_count(exam.n, 'sample')} × {_count(exam.repetitions, 'repetition')}); {validity.empty:.0%} empty"
     arrived += "" if exam.ignore_eos else f", {validity.cut_off:.0%} cut off at {exam.max_tokens} tokens"
     full = ", ".join(f"{name.removesuffix('_busy_pct').upper()} {value:.0f} % busy" for name, value in busy.items()) or "the load was too short to sample"
     speed = "; ".join(g["sentence"] for g in gated.values()) or no_golden or "no metric is gated"
@@ -93,6 +93,10 @@ def five_questions(exam: Exam, validity: Completeness, busy: dict[str, float], g
         {"question": "Faster or slower than the golden?", "answer": speed},
         {"question": "Right or wrong?", "answer": correct},
     ]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def metric_table(by_repetition: pd.DataFrame, golden: goldens.Golden | None) -> dict[str, dict]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from workbook import engines, executor, files, models, pages, params, paths, platforms, results, runs, summary, verdicts
+from workbook import executor, files, models, pages, params, paths, platforms, results, runs, summary, verdicts
 from workbook.errors import BadInput
 from workbook.params import Exam
 
@@ -112,15 +112,11 @@ def run_stage(exam: Exam, stage: str, folder: Path) -> str:
     target = folder / f"{stage}.ipynb"
     given = exam.model_dump(mode="json") if stage == "generate" else {"run": exam.run}
     done = executor.execute(paths.NOTEBOOKS / f"{stage}.ipynb", target, given, timeout_s=exam.timeout_s, label=f"{exam.run} · {stage:8}")
-    log = folder / "engine.log"
-    problem = done.problem
-    if problem.startswith("EngineDeadError") and (cause := engines.last_error(log)):
-        problem = f"the engine died: {cause}"
-    if problem:
-        pages.add_failure(target, problem, log)
-    say(f"  {stage}: {'failed after' if problem else 'done in'} {done.seconds:.1f} s "
+    if done.problem:
+        pages.add_failure(target, done.problem, folder / "engine.log")
+    say(f"  {stage}: {'failed after' if done.problem else 'done in'} {done.seconds:.1f} s "
         f"({done.cell_seconds:.1f} s in cells, {done.seconds - done.cell_seconds:.1f} s papermill and kernel)")
-    return problem
+    return done.problem
 
 
 def summarize() -> None:
