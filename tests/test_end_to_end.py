@@ -190,6 +190,7 @@ def test_a_cancelled_run_leaves_no_process(place):
     run.terminate()
     run.stderr.read()
     assert run.wait(timeout=60) == 130
+    assert result(place)["sentence"] == "interrupted in generate.ipynb"
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in tree)
 
 

@@ -102,6 +102,14 @@ def test_blessing_wants_a_reason_and_a_candidate(folders):
         goldens.bless("x", "because", "somebody")
 
 
+def test_goldens_that_cannot_be_written(folders, monkeypatch):
+    goldens.write(goldens.candidate_path("x"), session())
+    (folders / "file").touch()
+    monkeypatch.setenv("GOLDBOOK_GOLDENS", str(folders / "file"))
+    with pytest.raises(BadInput, match="cannot be written .* GOLDBOOK_GOLDENS names another"):
+        goldens.bless("x", "because", "somebody")
+
+
 def test_metrics_that_were_not_measured_are_not_kept():
     frame = by_repetition()
     frame["tpot_p50_ms"] = float("nan")
@@ -133,7 +141,7 @@ def test_a_gated_metric_that_is_missing_is_invalid(folders):
     assert results.judge_metric("output_tok_s", GATE, golden, [[100.0]])["sentence"] == "output_tok_s is gated and the golden does not have it"
 
 
-@pytest.mark.parametrize("host, comparable", [(1.05, True), (1.3, False), (0.8, False)])
+@pytest.mark.parametrize("host, comparable", [(1.05, True), (1.12, True), (1.3, False), (0.8, False)])
 def test_controls_say_whether_the_machine_is_the_same(folders, host, comparable):
     assert results.judge_controls(blessed(folders), {"host_s": [host], "device_s": [2.0]})["comparable"] is comparable
 
@@ -145,6 +153,10 @@ def test_validity_comes_first_and_controls_take_the_verdict_back(folders):
     other = results.judge_controls(golden, {"host_s": [1.5], "device_s": [2.0]})
     assert results.verdict_of(COMPLETE, golden, "", slow, None, None, same)[0] == "REGRESSED"
     assert results.verdict_of(COMPLETE, golden, "", slow, None, None, other)[0] == "INCONCLUSIVE"
+    fine = {"output_tok_s": results.judge_metric("output_tok_s", GATE, golden, [[100.0, 101.0]])}
+    status, sentence = results.verdict_of(COMPLETE, golden, "", fine, None, None, other)
+    assert status == "INCONCLUSIVE", "a faster machine would hide a loss"
+    assert "the machine itself changed" in sentence
     broken = Completeness(4, 3, 0.0, 0.0, ["1 of 4 answers are missing"])
     assert results.verdict_of(broken, golden, "", slow, None, None, same) == ("INVALID", "1 of 4 answers are missing")
     assert results.verdict_of(COMPLETE, None, "no golden", {}, None, None, None) == ("NO_GOLDEN", "no golden")

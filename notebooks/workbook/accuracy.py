@@ -51,7 +51,7 @@ def compare(golden: np.ndarray, new: np.ndarray) -> Drop:
         return Drop("PASSED", drop, p, sentence)
     worse = p < ALPHA and drop >= SMALLEST_DROP
     return Drop("REGRESSED" if worse else "PASSED", drop, p,
-                f"{-drop * 100:+.1f} points on the same {len(before)} questions (p = {p:.3f})")
+                f"{0.0 - drop * 100:+.1f} points on the same {len(before)} questions (p = {p:.3f})")
 
 
 def _mcnemar(golden: np.ndarray, new: np.ndarray) -> float:

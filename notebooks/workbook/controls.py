@@ -13,7 +13,7 @@ from workbook import paths
 
 SAMPLES = 5
 TOLERANCE = 0.10
-"""Largest change of a control, as a fraction, at which speeds are still comparable."""
+"""How far outside the golden's sessions a control may be, as a fraction, with speeds still comparable."""
 
 
 def measure() -> dict[str, list[float]]:

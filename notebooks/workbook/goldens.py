@@ -171,7 +171,10 @@ def bless(run: str, reason: str, by: str) -> Path:
     previous = read(place).recorded[0] if place.exists() else None
     candidate.blessing = Blessing(by=by, when=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                                   reason=reason, supersedes=previous)
-    write(place, candidate)
+    try:
+        write(place, candidate)
+    except OSError as error:
+        raise BadInput(f"{place}: cannot be written ({error.strerror}); expected a writable folder, GOLDBOOK_GOLDENS names another") from None
     return place
 
 
@@ -186,9 +189,15 @@ def correctness(scores: pd.DataFrame) -> np.ndarray:
 
 
 def control_moves(golden: Golden, controls: dict[str, list[float]]) -> dict[str, float]:
-    """Change of each control against the golden's, as a fraction, by medians; positive is slower."""
-    return {name: float(np.median(values) / np.median(np.concatenate(golden.controls[name])) - 1)
-            for name, values in controls.items() if name in golden.controls}
+    """How far the median of each control lies outside the range of the golden's session medians, as a fraction
+    of the nearer end: 0 inside, positive where it is slower than the slowest session, negative where faster
+    than the fastest."""
+    moves = {}
+    for name in sorted(golden.controls.keys() & controls.keys()):
+        medians = [float(np.median(session)) for session in golden.controls[name]]
+        now = float(np.median(controls[name]))
+        moves[name] = now / min(max(now, min(medians)), max(medians)) - 1
+    return moves
 
 
 def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
@@ -196,7 +205,7 @@ def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
     before = _flat(golden.subject) | _flat({"machine": golden.environment})
     after = _flat(record["subject"]) | _flat({"machine": record["machine"]})
     return [{"what": name, "golden": str(before.get(name, "absent")), "now": str(after.get(name, "absent"))}
-            for name in sorted(before | after) if before.get(name) != after.get(name) and not name.startswith("machine.packages")]
+            for name in sorted(before | after) if before.get(name) != after.get(name) and not name.startswith(("machine.packages", "machine.git.commit"))]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

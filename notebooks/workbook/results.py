@@ -35,23 +35,23 @@ def judge_controls(golden: goldens.Golden, measured: dict[str, list[float]]) -> 
     """Whether the machine itself runs at the golden's speed."""
     moves = goldens.control_moves(golden, measured)
     moved = {k: v for k, v in moves.items() if abs(np.log1p(v)) > np.log1p(controls.TOLERANCE)}
-    said = ", ".join(f"{k.removesuffix('_s')} {v * 100:+.0f} %" for k, v in moves.items())
+    said = ", ".join(f"{k.removesuffix('_s')} " + (f"{abs(v) * 100:.0f} % {'slower' if v > 0 else 'faster'}" if v else "within them") for k, v in moves.items())
     return {"moves": moves, "tolerance": controls.TOLERANCE, "comparable": not moved,
-            "sentence": f"time of the fixed work against the golden's: {said}"
-                        + ("" if not moved else f"; more than {controls.TOLERANCE:.0%}, so this machine is not as fast as it was and speeds do not compare")}
+            "sentence": f"the fixed work against the golden's sessions: {said}"
+                        + ("" if not moved else f"; that is more than {controls.TOLERANCE:.0%}, so the machine itself changed and speeds do not compare")}
 
 
 def verdict_of(validity: Completeness, golden: goldens.Golden | None, no_golden: str, gated: dict[str, dict],
                right: dict | None, drifted: dict | None, machine: dict | None) -> tuple[str, str]:
-    """Status of the run and the sentence that says why. Validity comes first; then, where the controls say
-    that the machine changed, a verdict on speed is INCONCLUSIVE; the worst of what is left decides."""
+    """Status of the run and the sentence that says why. Validity comes first; where the controls say that the
+    machine changed, every verdict on speed is INCONCLUSIVE; the worst of what is left decides."""
     if validity.problems:
         return "INVALID", "; ".join(validity.problems)
     if golden is None:
         return "NO_GOLDEN", no_golden
     parts = []
     for outcome in gated.values():
-        unsure = machine and not machine["comparable"] and outcome["status"] not in ("INVALID", "PASSED")
+        unsure = machine and not machine["comparable"] and outcome["status"] != "INVALID"
         parts.append(("INCONCLUSIVE", f"{outcome['sentence']}; {machine['sentence']}") if unsure else (outcome["status"], outcome["sentence"]))
     parts += [(p["status"], p["sentence"]) for p in (right, drifted) if p]
     status = verdicts.overall([s for s, _ in parts])

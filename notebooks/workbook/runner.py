@@ -94,10 +94,14 @@ def run_one(exam: Exam) -> str:
     folder = runs.start(exam.run)
     began = time.monotonic()
     for stage in runs.STAGES:
-        problem = run_stage(exam, stage, folder)
+        try:
+            problem = run_stage(exam, stage, folder)
+        except KeyboardInterrupt:
+            files.write_json(folder / "result.json", results.stopped(exam.run, "INVALID", f"interrupted in {stage}.ipynb", exam, stage))
+            summary.write(summary.collect(), paths.reports())
+            raise
         if problem:
-            result = results.stopped(exam.run, "INVALID", f"{stage}.ipynb failed: {problem}", exam, stage)
-            files.write_json(folder / "result.json", result)
+            files.write_json(folder / "result.json", results.stopped(exam.run, "INVALID", f"{stage}.ipynb failed: {problem}", exam, stage))
             break
     result = files.read_json(folder / "result.json")
     files.write_json(folder / "result.json", result | {"seconds": round(time.monotonic() - began, 1)})
