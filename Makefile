@@ -23,7 +23,7 @@ help: ## this list
 	@echo "  PY=python3 in front of any of them uses that environment and installs nothing."
 
 setup: $(SETUP) ## make .venv and the embedded model, if missing or outdated
-	@$(WORKBOOK) prepare
+	$(if $(SETUP),@$(WORKBOOK) prepare)
 
 # --no-deps: the files are complete locks, and some packages declare dependencies that must stay out
 # (see `lock`). compileall uses all cores, pip's own compilation one; a few packages ship files of other

@@ -76,7 +76,7 @@ def result(place, run="tiny"):
 def test_run_all_runs_what_it_can_and_reports_the_rest(place, first):
     assert first.returncode == 2, first.stderr
     assert result(place)["status"] == "NO_GOLDEN" and "no golden of 'tiny'" in result(place)["sentence"]
-    assert result(place, "huge")["status"] == "SKIPPED" and "64 GPUs" in result(place, "huge")["sentence"] + "64 GPUs"
+    assert result(place, "huge")["status"] == "SKIPPED" and result(place, "huge")["sentence"].startswith("needs ")
     assert result(place, "wrong")["sentence"] == "params/wrong.yaml: unknown key 'num_promts' (value 3); did you mean 'num_prompts'?"
     assert "tiny · generate" in first.stderr and "Start the engine" in first.stderr
     assert psutil.Process().children(recursive=True) == []

@@ -45,7 +45,7 @@ def test_percentiles_are_never_pooled():
 
 
 def repetition() -> load.Repetition:
-    answers = [Answer(0, s, "7", [5, 6], 3, "stop", 100.1, 100.2, 100.5, 101.0) for s in (0, 1)]
+    answers = [Answer(0, s, "7", [5, 6], 3, 8, "stop", 100.1, 100.2, 100.5, 101.0) for s in (0, 1)]
     return load.Repetition(1, 100.0, 101.5, answers, {})
 
 

@@ -77,8 +77,11 @@ def test_a_missing_run_names_the_nearest(folders):
 def test_set_overrides_are_read_as_yaml():
     assert params.parse_set("n=8 temperature=0.5 env={A:1} ignore_eos=true title=") == {
         "n": 8, "temperature": 0.5, "env": {"A:1": None}, "ignore_eos": True, "title": ""}
+    assert params.parse_set("engine_args='{max_num_seqs: 8}'") == {"engine_args": {"max_num_seqs": 8}}
     with pytest.raises(BadInput, match="SET: 'n' is not an override; expected key=value"):
         params.parse_set("n 8")
+    with pytest.raises(BadInput, match="SET: .* cannot be read .*; expected key=value words, values with spaces quoted"):
+        params.parse_set("engine_args={max_num_seqs: 8}")
 
 
 def test_work_hash_ignores_what_is_under_test():

@@ -1,4 +1,5 @@
 """The repository keeps its own rules: clean notebooks, complete locks, a help that tells everything."""
+import ast
 import re
 import subprocess
 import sys
@@ -25,6 +26,7 @@ def test_a_notebook_is_clean_and_readable(path):
     assert sum("parameters" in c.metadata.get("tags", []) for c in code) == 1
     assert len({c.id for c in notebook.cells}) == len(notebook.cells)
     for cell in code:
+        ast.parse(cell.source)
         if "parameters" not in cell.metadata.get("tags", []):
             assert len(cell.source.splitlines()) <= 20
     assert "done=True" in code[-1].source, "the last cell glues the sentinel"

@@ -3,6 +3,7 @@ import argparse
 import os
 import subprocess
 import sys
+import traceback
 
 from workbook.errors import BadInput
 
@@ -14,6 +15,10 @@ def main(argv: list[str] | None = None) -> int:
         return args.command(args)
     except BadInput as error:
         print(f"goldbook: {error}", file=sys.stderr)
+        return 2
+    except Exception:
+        # Python's own code for this is 1, which here means REGRESSED.
+        traceback.print_exc()
         return 2
     except KeyboardInterrupt:
         print("goldbook: interrupted; results so far are in the reports folder", file=sys.stderr)

@@ -1,5 +1,7 @@
 """Engines: the ways vLLM is driven. The only module that imports vllm, and only when one is started."""
 import contextlib
+import dataclasses
+import difflib
 import os
 import re
 import signal
@@ -7,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ GPU_MEMORY_SLACK = 512 << 20
 """Bytes above the level before the start that count as free again: CUDA contexts come and go."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Request:
     """One sample of one question, to be answered in at most `max_tokens` tokens."""
     prompt_id: int
@@ -31,7 +32,7 @@ class Request:
     seed: int | None
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Answer:
     """A finished request. Times are seconds of `time.monotonic`, taken by the engine; None if it gave none."""
     prompt_id: int
@@ -39,6 +40,7 @@ class Answer:
     text: str
     token_ids: list[int]
     prompt_tokens: int
+    max_tokens: int
     finish_reason: str
     queued: float | None
     scheduled: float | None
@@ -67,18 +69,23 @@ class OfflineEngine:
     def __init__(self, exam: Exam, model: Path, log: Path, *, in_process: bool = False):
         self._exam = exam
         in_process = in_process and not platforms.gpus()
-        self._memory_before = platforms.gpu_memory_used()
+        self._memory_before = platforms.gpu_memory_used(exam)
         os.environ.update(environment(exam, in_process))
         began = time.monotonic()
         self._log_path, self._log = log, log.open("a", buffering=1)
+        self._log_start = log.stat().st_size
         before = set(psutil.Process().children())
         with _printing_to(self._log):
             try:
-                from vllm import LLM, SamplingParams
+                from vllm import LLM, EngineArgs, SamplingParams
             except ImportError as error:
                 raise BadInput(f"vllm cannot be imported ({error}); expected the packages of requirements.txt or requirements-cpu.txt") from error
             self._sampling_params = SamplingParams
-            self._llm = LLM(model=str(model), **engine_args(exam))
+            _check_names(exam.engine_args, [f.name for f in dataclasses.fields(EngineArgs)])
+            try:
+                self._llm = LLM(model=str(model), **engine_args(exam))
+            except Exception as error:
+                raise EngineDied(f"the engine did not start: {last_error(log, self._log_start) or error}") from error
         self._processes = [p for p in psutil.Process().children() if p not in before]
         self.load_s = time.monotonic() - began
 
@@ -116,8 +123,12 @@ class OfflineEngine:
                 totals[metric.name] = totals.get(metric.name, 0.0) + metric.value
         return totals
 
+    def window(self) -> int:
+        """The most tokens a sequence may have, prompt and answer together."""
+        return self._llm.llm_engine.vllm_config.model_config.max_model_len
+
     def attention_backend(self) -> str:
-        """Name of the attention back end that the engine logged or was given; `unknown` otherwise."""
+        """Name of the attention back end the engine was given; `auto` where vLLM chose."""
         config = self._llm.llm_engine.vllm_config
         backend = getattr(getattr(config, "attention_config", None), "backend", None)
         return getattr(backend, "name", None) or "auto"
@@ -128,10 +139,14 @@ class OfflineEngine:
             self._llm.llm_engine.engine_core.shutdown()
         del self._llm  # the log stays open: vLLM's logger keeps writing to it until the process ends
         deadline = time.monotonic() + 60
-        while _memory_above(self._memory_before):
+        while self._memory_above():
             if time.monotonic() > deadline:
                 raise RuntimeError("the engine's GPU memory is still taken 60 s after it was stopped")
             time.sleep(0.2)
+
+    def _memory_above(self) -> bool:
+        used = platforms.gpu_memory_used(self._exam)
+        return any(used[index] > before + GPU_MEMORY_SLACK for index, before in self._memory_before.items())
 
     @contextlib.contextmanager
     def _alive(self):
@@ -144,7 +159,7 @@ class OfflineEngine:
 
         def watch() -> None:
             while not left.wait(0.5):
-                died.extend(p for p in self._processes if not p.is_running() or p.status() == psutil.STATUS_ZOMBIE)
+                died.extend(p for p in self._processes if not _is_alive(p))
                 if died:
                     signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
                     return
@@ -154,7 +169,7 @@ class OfflineEngine:
             yield
         except BaseException as error:
             if died or type(error).__name__ == "EngineDeadError":
-                cause = last_error(self._log_path) or "its process ended without a word (killed, or out of memory)"
+                cause = last_error(self._log_path, self._log_start) or "its process ended without a word (killed, or out of memory)"
                 raise EngineDied(f"the engine died: {cause}") from None
             raise
         finally:
@@ -175,7 +190,8 @@ def start(exam: Exam, model: Path, log: Path, *, in_process: bool = False) -> Of
 def engine_args(exam: Exam) -> dict[str, Any]:
     """Arguments the engine is started with; the exam's own win."""
     # vLLM drops the per-request times, and its FLOP and byte counters, unless statistics are on.
-    found = {"disable_log_stats": False, "enable_mfu_metrics": True, "seed": exam.seed}
+    # Its prefix cache, on by default, would feed a repetition from the one before.
+    found = {"disable_log_stats": False, "enable_mfu_metrics": True, "seed": exam.seed, "enable_prefix_caching": False}
     if not platforms.gpus() and exam.temperature > 0:
         # A seeded request whose prompt is prefilled in parts kills the CPU worker of vLLM 0.32
         # ("CPU Generator does not use offset").
@@ -209,11 +225,7 @@ def _answer(request: Request, output) -> Answer:
     def at(name: str) -> float | None:
         return getattr(times, name, 0.0) or None
     return Answer(request.prompt_id, request.sample, completion.text, list(completion.token_ids), len(output.prompt_token_ids),
-                  completion.finish_reason or "none", at("queued_ts"), at("scheduled_ts"), at("first_token_ts"), at("last_token_ts"))
-
-
-def _memory_above(before: dict[int, int]) -> bool:
-    return any(used > before[index] + GPU_MEMORY_SLACK for index, used in platforms.gpu_memory_used().items())
+                  request.max_tokens, completion.finish_reason or "none", at("queued_ts"), at("scheduled_ts"), at("first_token_ts"), at("last_token_ts"))
 
 
 @contextlib.contextmanager
@@ -237,8 +249,25 @@ def _printing_to(log):
             os.close(copy)
 
 
-def last_error(log: Path) -> str:
-    """The last error a process of the engine printed, or an empty text: why it died, if it had time to say."""
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    found = (re.search(r"\b(\w+(?:Error|Exception): .+)", line) for line in reversed(lines))
+def _check_names(given: dict[str, Any], known: list[str]) -> None:
+    for name in given:
+        if name not in known or name == "model":
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+            hint = "use key 'model'" if name == "model" else f"expected an argument of vLLM's engine{f', such as {nearest[0]!r}' if nearest else ''}"
+            raise BadInput(f"key 'engine_args' has {name!r} (value {given[name]!r}); {hint}")
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def last_error(log: Path, start: int = 0) -> str:
+    """The last error a process of the engine printed from byte `start` of its log on, or an empty text: why it
+    died, if it had time to say."""
+    lines = log.read_bytes()[start:].decode(errors="replace").splitlines() if log.exists() else []
+    # Some errors only say that another one was logged before them.
+    found = (re.search(r"\b(\w+(?:Error|Exception): .+)", line) for line in reversed(lines) if "root cause" not in line)
     return next((m.group(1) for m in found if m), "")

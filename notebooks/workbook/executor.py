@@ -89,6 +89,8 @@ def _problem(source: Path, target: Path, parameters: dict, on_cell: Callable, de
         return f"not finished after {timeout_s:.0f} s, the limit of key 'timeout_s'"
     except DeadKernelError:
         return "the notebook's kernel died (killed, out of memory, or a crash in native code)"
+    except Exception as error:  # no kernel, a full disk: whatever it is, the other runs go on
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     return ""
 
 
@@ -116,14 +118,16 @@ def adopt_orphans() -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Treat SIGTERM (a cancelled CI job) like Ctrl-C, so that processes are ended and pages written."""
+    """Treat SIGTERM (a cancelled CI job) and SIGHUP (a lost connection) like Ctrl-C, so that processes are
+    ended and the result says what happened."""
     def stop(signum, frame):
         raise KeyboardInterrupt
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _cell_seconds(target: Path) -> float:

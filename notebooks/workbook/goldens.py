@@ -2,6 +2,7 @@
 import datetime
 import difflib
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +173,20 @@ def bless(run: str, reason: str, by: str) -> Path:
     candidate.blessing = Blessing(by=by, when=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                                   reason=reason, supersedes=previous)
     try:
+        keep(place)
         write(place, candidate)
     except OSError as error:
         raise BadInput(f"{place}: cannot be written ({error.strerror}); expected a writable folder, GOLDBOOK_GOLDENS names another") from None
     return place
+
+
+def keep(path: Path) -> None:
+    """Copy a golden or candidate that is about to be replaced to `reports/history/goldens/`."""
+    if path.exists():
+        name = f"{path.stem}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S.%fZ}.json"
+        place = paths.reports() / "history" / "goldens" / path.parent.name / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, place)
 
 
 def write(path: Path, golden: Golden) -> None:

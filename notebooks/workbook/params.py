@@ -2,6 +2,7 @@
 import difflib
 import hashlib
 import json
+import shlex
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -114,7 +115,7 @@ def load(run: str, overrides: dict[str, Any] | None = None) -> Exam:
     source = f"params/{path.name}"
     try:
         values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise BadInput(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise BadInput(f"{source}: holds a {type(values).__name__}; expected 'key: value' lines")
@@ -130,17 +131,20 @@ def names() -> list[str]:
 
 
 def parse_set(text: str) -> dict[str, Any]:
-    """Parse `SET="n=8 max_tokens=64"`: key=value words, each value read as YAML.
+    """Parse `SET="n=8 max_tokens=64"`: key=value words as in a shell, each value read as YAML.
 
     Raises:
-        BadInput: a word without `=`.
+        BadInput: a word without `=`, or a value that is not YAML (a value with spaces wants quotes).
     """
     overrides = {}
-    for word in text.split():
-        key, equals, value = word.partition("=")
-        if not (key and equals):
-            raise BadInput(f"SET: {word!r} is not an override; expected key=value")
-        overrides[key] = yaml.safe_load(value) if value else ""
+    try:
+        for word in shlex.split(text):
+            key, equals, value = word.partition("=")
+            if not (key and equals):
+                raise BadInput(f"SET: {word!r} is not an override; expected key=value")
+            overrides[key] = yaml.safe_load(value) if value else ""
+    except (yaml.YAMLError, ValueError) as error:
+        raise BadInput(f"SET: {text!r} cannot be read ({' '.join(str(error).split())}); expected key=value words, values with spaces quoted") from None
     return overrides
 
 

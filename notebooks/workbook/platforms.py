@@ -67,7 +67,9 @@ def accelerators_used(exam: Exam) -> int:
     sizes = (exam.engine_args.get(key, 1) for key in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"))
     product = 1
     for size in sizes:
-        product *= int(size)
+        if not isinstance(size, int) or size < 1:
+            raise BadInput(f"key 'engine_args' has the parallel size {size!r}; expected a whole number from 1 on")
+        product *= size
     return product
 
 
@@ -122,22 +124,27 @@ def driver() -> str:
     return pynvml.nvmlSystemGetDriverVersion()
 
 
-def gpu_memory_used() -> dict[int, int]:
-    """Bytes in use on each visible GPU, by index."""
+def used_gpus(exam: Exam) -> tuple[Gpu, ...]:
+    """The GPUs the exam's engine takes: the first of the visible ones."""
+    return gpus()[:accelerators_used(exam)]
+
+
+def gpu_memory_used(exam: Exam) -> dict[int, int]:
+    """Bytes in use on each GPU of the exam, by index."""
     if not gpus():
         return {}
     import pynvml
-    return {g.index: pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(g.index)).used for g in gpus()}
+    return {g.index: pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(g.index)).used for g in used_gpus(exam)}
 
 
-def foreign_processes() -> list[str]:
-    """Processes other than ours on the visible GPUs, as `pid on GPU index`."""
+def foreign_processes(exam: Exam) -> list[str]:
+    """Processes other than ours on the exam's GPUs, as `pid on GPU index`."""
     if not gpus():
         return []
     import psutil
     import pynvml
     ours = {os.getpid(), os.getppid()} | {p.pid for p in psutil.Process().children(recursive=True)}
-    return [f"{p.pid} on GPU {g.index}" for g in gpus()
+    return [f"{p.pid} on GPU {g.index}" for g in used_gpus(exam)
             for p in pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(g.index))
             if p.pid not in ours]
 
@@ -158,7 +165,7 @@ def describe(exam: Exam) -> dict:
     """Everything about the machine and the environment that a later reader may suspect."""
     return {
         "platform": platform_id(exam),
-        "gpus": [asdict(g) for g in gpus()[:accelerators_used(exam)]],
+        "gpus": [asdict(g) for g in used_gpus(exam)],
         "cpu": cpu() | {"cores": len(cores())},
         "kernel": platform.release(),
         "python": platform.python_version(),

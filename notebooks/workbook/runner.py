@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -54,13 +55,9 @@ def run_all(strict: bool = False) -> int:
         raise BadInput(f"{paths.params()}: holds no params file; expected at least one *.yaml")
     with Reports():
         exams, wrong = _read_all()
-        for run, sentence in wrong.items():
-            say(f"{run}: INVALID: {sentence}")
-            _stop(run, "INVALID", sentence)
-        for exam in exams:
-            run_one(exam)
-        summarize()
-        return _report(strict)
+        statuses = [_stop(run, "INVALID", sentence) for run, sentence in wrong.items()]
+        statuses += [run_one(exam) for exam in exams]
+        return _report(statuses, strict)
 
 
 def run(name: str, overrides: dict, strict: bool = False) -> int:
@@ -73,25 +70,27 @@ def run(name: str, overrides: dict, strict: bool = False) -> int:
     platforms.require(exam)
     models.resolve(exam.model)
     with Reports():
-        status = run_one(exam)
-        summarize()
-        _report(strict)
-        return verdicts.exit_code([status], strict)
+        return _report([run_one(exam)], strict)
 
 
 def run_one(exam: Exam) -> str:
-    """Take one exam; returns its status. Never raises for what the exam does."""
+    """Take one exam; returns its status. Never raises for what goes wrong in it, short of an interruption."""
     say(f"\n{exam.run}: {exam.title}")
-    if reason := platforms.unmet(exam):
-        say(f"  SKIPPED: {reason}")
-        return _stop(exam.run, "SKIPPED", reason, exam)
     try:
+        if reason := platforms.unmet(exam):
+            return _stop(exam.run, "SKIPPED", reason, exam)
         platforms.require(exam)
         models.resolve(exam.model)
+        runs.set_aside(exam.run)
+        return _take(exam, runs.start(exam.run))
     except BadInput as error:
         return _stop(exam.run, "INVALID", str(error), exam)
-    runs.set_aside(exam.run)
-    folder = runs.start(exam.run)
+    except Exception as error:
+        traceback.print_exc()
+        return _stop(exam.run, "INVALID", f"the runner failed: {type(error).__name__}: {error}", exam)
+
+
+def _take(exam: Exam, folder: Path) -> str:
     began = time.monotonic()
     for stage in runs.STAGES:
         try:
@@ -123,8 +122,8 @@ def run_stage(exam: Exam, stage: str, folder: Path) -> str:
     return done.problem
 
 
-def summarize() -> None:
-    """Execute summary.ipynb and make `reports/index.html` of it."""
+def summarize() -> str:
+    """Execute summary.ipynb and make `reports/index.html` of it; returns the problem, empty if there is none."""
     folder = paths.reports()
     target = folder / "summary.ipynb"
     done = executor.execute(paths.NOTEBOOKS / "summary.ipynb", target, {}, timeout_s=300, label="summary")
@@ -132,13 +131,13 @@ def summarize() -> None:
         pages.add_failure(target, done.problem, folder / "none.log")
         summary.write(summary.collect(), folder)
     pages.write(target, folder / "index.html", "Goldbook", [("summary", "")], code=False)
+    return done.problem
 
 
 def summary_only(strict: bool = False) -> int:
     """Rebuild the summary from the results there are; returns the exit code over them."""
     with Reports():
-        summarize()
-        return _report(strict)
+        return _report(summary.statuses(summary.collect()), strict)
 
 
 def record(name: str, overrides: dict, sessions: int) -> Path:
@@ -168,6 +167,7 @@ def record(name: str, overrides: dict, sessions: int) -> Path:
                 raise BadInput(f"run '{exam.run}' cannot be recorded: {result['sentence']}")
             done.append(goldens.read(folder / "session.json"))
         path = goldens.candidate_path(name)
+        goldens.keep(path)
         goldens.write(path, goldens.merge(*done))
     return path
 
@@ -188,7 +188,8 @@ def _read_all() -> tuple[list[Exam], dict[str, str]]:
 
 
 def _stop(run: str, status: str, sentence: str, exam: Exam | None = None) -> str:
-    """Record a run that was not started; its earlier results go to the history."""
+    """Record a run that was not started or did not get to its end; what is in its folder goes to the history."""
+    say(f"  {run}: {status}: {sentence}")
     runs.set_aside(run)
     folder = runs.start(run)
     files.write_json(folder / "result.json", results.stopped(run, status, sentence, exam))
@@ -203,12 +204,15 @@ def _write_page(exam: Exam, stage: str, folder: Path) -> None:
         pages.write(source, folder / f"{stage}.html", f"{exam.run} · {stage}", nav)
 
 
-def _report(strict: bool) -> int:
-    found = summary.collect()
-    width = shutil.get_terminal_size((120, 24)).columns
+def _report(statuses: list[str], strict: bool) -> int:
+    """Write the summary, tell the terminal what is in it, and return the exit code for `statuses`."""
+    problem = summarize()
+    width = max(shutil.get_terminal_size((120, 24)).columns, 100)
     say("")
-    for r in found:
-        say(f"{r['run']:32} {r['status']:13} {r['sentence']}"[: max(width, 100)])
-    code = verdicts.exit_code(summary.statuses(found), strict)
+    for r in summary.collect():
+        say(f"{r['run']:32} {r['status']:13} {r['sentence']}"[:width])
+    if problem:
+        say(f"summary.ipynb failed: {problem}")
+    code = verdicts.exit_code([*statuses, *(["INVALID"] if problem else [])], strict)
     say(f"\n{paths.reports() / 'index.html'}  (exit code {code}, {datetime.datetime.now():%H:%M})")
     return code

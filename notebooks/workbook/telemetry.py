@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -27,13 +28,19 @@ class Sampler:
     Columns: time (seconds of `time.monotonic`), cpu_busy_pct (of all cores this process may use),
     rss_gb (this process and its children), and for each GPU i gpu<i>_busy_pct, gpu<i>_memory_gb,
     gpu<i>_power_w, gpu<i>_sm_mhz, gpu<i>_throttle (NVML's reason bits).
+
+    Args:
+        gpus: the GPUs to watch, by NVML's index.
     """
+
+    def __init__(self, gpus: Sequence[int] = ()):
+        self._gpus = gpus
 
     def __enter__(self) -> "Sampler":
         handle, name = tempfile.mkstemp(suffix=".jsonl")
         self._rows = Path(name)
         with os.fdopen(handle, "w") as out:
-            self._process = subprocess.Popen([sys.executable, "-m", "workbook.telemetry", str(os.getpid())], stdin=subprocess.DEVNULL,
+            self._process = subprocess.Popen([sys.executable, "-m", "workbook.telemetry", str(os.getpid()), *map(str, self._gpus)], stdin=subprocess.DEVNULL,
                                              stdout=out, env=paths.child_environment())
         while not self._rows.stat().st_size and self._process.poll() is None:
             time.sleep(0.05)
@@ -51,7 +58,7 @@ class Sampler:
         return self._frame
 
 
-def _sample(process: psutil.Process) -> None:
+def _sample(process: psutil.Process, gpus: list[int]) -> None:
     """Print a sample as JSON now and every PERIOD_S, until told to stop or `process` has ended."""
     cores = platforms.cores()
     psutil.cpu_percent(percpu=True)
@@ -60,7 +67,7 @@ def _sample(process: psutil.Process) -> None:
         time.sleep(PERIOD_S)
         busy = psutil.cpu_percent(percpu=True)
         row = {"time": time.monotonic(), "cpu_busy_pct": sum(busy[c] for c in cores) / len(cores), "rss_gb": _tree_rss(process, sampler) / 1e9}
-        print(json.dumps(row | _gpu_sample()), flush=True)
+        print(json.dumps(row | _gpu_sample(gpus)), flush=True)
 
 
 def _tree_rss(root: psutil.Process, sampler: int) -> int:
@@ -74,19 +81,20 @@ def _tree_rss(root: psutil.Process, sampler: int) -> int:
     return total
 
 
-def _gpu_sample() -> dict[str, float]:
-    if not platforms.gpus():
+def _gpu_sample(gpus: list[int]) -> dict[str, float]:
+    if not gpus:
         return {}
     import pynvml as nvml
+    nvml.nvmlInit()
     row = {}
-    for gpu in platforms.gpus():
-        handle = nvml.nvmlDeviceGetHandleByIndex(gpu.index)
+    for gpu in gpus:
+        handle = nvml.nvmlDeviceGetHandleByIndex(gpu)
         row |= {
-            f"gpu{gpu.index}_busy_pct": nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
-            f"gpu{gpu.index}_memory_gb": nvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9,
-            f"gpu{gpu.index}_power_w": nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
-            f"gpu{gpu.index}_sm_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-            f"gpu{gpu.index}_throttle": nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+            f"gpu{gpu}_busy_pct": nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
+            f"gpu{gpu}_memory_gb": nvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9,
+            f"gpu{gpu}_power_w": nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+            f"gpu{gpu}_sm_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            f"gpu{gpu}_throttle": nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
         }
     return row
 
@@ -102,4 +110,4 @@ def busy(frame: pd.DataFrame, windows: list[tuple[float, float]]) -> dict[str, f
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _sample(psutil.Process(int(sys.argv[1])))
+    _sample(psutil.Process(int(sys.argv[1])), [int(index) for index in sys.argv[2:]])

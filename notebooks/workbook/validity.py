@@ -1,5 +1,6 @@
 """Validity: did every answer arrive? Comes before any comparison."""
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -27,12 +28,15 @@ class Completeness:
     problems: list[str]
 
 
-def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, weights: str) -> Completeness:
+def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weights: str, cached: float,
+          logprobs: Sequence[Sequence[float | None]] = ()) -> Completeness:
     """Check a session's rows against what the exam asked for.
 
     Args:
         requests, generations: `requests.parquet` and `generations.parquet`.
         weights: hash of the weights that were loaded.
+        cached: prompt tokens served by the prefix cache while measuring.
+        logprobs: log-probabilities of fixed sequences, None where they are not finite.
     """
     expected = exam.num_prompts * exam.n * exam.repetitions
     done = requests[requests.finish_reason.isin(FINISHED) & (requests.output_tokens > 0)]
@@ -47,8 +51,12 @@ def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, weights
         problems.append(f"generations.parquet has {len(generations)} rows; expected {exam.num_prompts * exam.n}")
     if requests[["first_token_s", "last_token_s"]].isna().any(axis=None):
         problems.append("the engine gave no times for some requests")
-    if exam.ignore_eos and len(short := done[done.finish_reason != "length"]):
-        problems.append(f"{len(short)} answers stopped early although end-of-sequence is ignored")
+    if exam.ignore_eos and len(short := done[done.output_tokens != done.max_tokens]):
+        problems.append(f"{len(short)} answers are shorter than asked for although end-of-sequence is ignored (is max_model_len too small?)")
+    if cached and exam.warmup + exam.repetitions > 1:
+        problems.append(f"{cached:.0f} prompt tokens came from the prefix cache, so a repetition was fed by the one before; expected enable_prefix_caching: false")
+    if wrong := sum(value is None for sequence in logprobs for value in sequence):
+        problems.append(f"the model gives {wrong} log-probabilities that are not finite numbers")
     if exam.weights_sha256 and exam.weights_sha256 != weights:
         problems.append(f"the weights loaded have SHA-256 {weights[:12]}...; key 'weights_sha256' asserts {exam.weights_sha256[:12]}...")
     empty = generations.answer.str.strip().eq("").mean() if len(generations) else 1.0

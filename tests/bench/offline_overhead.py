@@ -26,12 +26,13 @@ def main() -> None:
     args = parser.parse_args()
 
     from transformers import AutoTokenizer
-    # The peer always samples at temperature 1 without seeds: so do we here.
-    exam = params.load(args.run).model_copy(update={"temperature": 1.0, "ignore_eos": True})
+    exam = params.load(args.run)
     model = models.resolve(exam.model)
     questions = subjects.questions(exam, AutoTokenizer.from_pretrained(model))
     batch = [replace(r, seed=None) for r in load.requests(exam, questions)]
     engine = engines.start(exam, model, Path(tempfile.mkdtemp()) / "engine.log")
+    # The peer always samples at temperature 1 without seeds, to the limit: so do we here, on the exam's own engine.
+    engine._exam = exam.model_copy(update={"temperature": 1.0, "ignore_eos": True})
     peer_requests = _peer_requests(batch)
     try:
         _ours(engine, batch)

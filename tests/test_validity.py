@@ -1,0 +1,39 @@
+"""Each way in which answers can be missing or worthless has its sentence."""
+import pandas as pd
+import pytest
+from workbook import params, validity
+
+EXAM = params.check({"run": "x", "num_prompts": 2, "repetitions": 2, "warmup": 1, "max_tokens": 8})
+
+
+def rows(**columns):
+    base = [{"session": 1, "repetition": r, "prompt_id": p, "sample": 0, "finish_reason": "stop", "output_tokens": 8, "max_tokens": 8,
+             "first_token_s": 0.1, "last_token_s": 0.2} for r in (1, 2) for p in (0, 1)]
+    return pd.DataFrame(base).assign(**columns)
+
+
+def check(requests, exam=EXAM, answers=("7", " "), **options):
+    return validity.check(exam, requests, pd.DataFrame({"answer": answers}), **{"weights": "a" * 64, "cached": 0} | options)
+
+
+def test_a_complete_session_has_no_problem():
+    found = check(rows())
+    assert (found.expected, found.arrived, found.empty, found.cut_off, found.problems) == (4, 4, 0.5, 0.0, [])
+
+
+@pytest.mark.parametrize("requests, options, problem", [
+    (rows().head(3), {}, "1 of 4 answers are missing or failed (no row)"),
+    (rows(finish_reason=["stop", "stop", "stop", "abort"]), {}, "1 of 4 answers are missing or failed ({'abort': 1})"),
+    (rows(output_tokens=[8, 8, 8, 0]), {}, "1 of 4 answers are missing or failed ({'stop': 1})"),
+    (pd.concat([rows(), rows().head(1)]), {}, "1 answers more than the 4 that were asked for"),
+    (rows(), {"answers": ("7",)}, "generations.parquet has 1 rows; expected 2"),
+    (rows(first_token_s=[0.1, float("nan"), 0.1, 0.1]), {}, "the engine gave no times for some requests"),
+    (rows(), {"cached": 640.0}, "640 prompt tokens came from the prefix cache, so a repetition was fed by the one before; expected enable_prefix_caching: false"),
+    (rows(), {"logprobs": [[-0.1, None]]}, "the model gives 1 log-probabilities that are not finite numbers"),
+    (rows(finish_reason="length", output_tokens=[8, 8, 8, 5]), {"exam": EXAM.model_copy(update={"ignore_eos": True})},
+     "1 answers are shorter than asked for although end-of-sequence is ignored (is max_model_len too small?)"),
+    (rows(), {"exam": EXAM.model_copy(update={"weights_sha256": "b" * 64})},
+     "the weights loaded have SHA-256 aaaaaaaaaaaa...; key 'weights_sha256' asserts bbbbbbbbbbbb..."),
+])
+def test_problems(requests, options, problem):
+    assert check(requests, **options).problems == [problem]
