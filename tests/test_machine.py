@@ -183,3 +183,33 @@ def test_too_many_prompts_is_refused(tokenizer, monkeypatch):
     monkeypatch.setitem(subjects.SUBJECTS, "chain_sum", lambda exam: iter([subjects.Prompt("1 + 1 =", "2")] * 3))
     with pytest.raises(BadInput, match="key 'num_prompts' is 32: subject 'chain_sum' has 3; expected at most that"):
         subjects.questions(EXAM, tokenizer)
+
+
+def test_a_gpu_is_sampled_through_nvml(monkeypatch):
+    """A stand-in for the driver, which a machine without a GPU cannot have; it knows no call that the real
+    module does not have."""
+    import types
+
+    import pynvml as real
+    answers = {"nvmlInit": None, "nvmlDeviceGetHandleByIndex": "handle", "nvmlDeviceGetUtilizationRates": types.SimpleNamespace(gpu=97),
+               "nvmlDeviceGetMemoryInfo": types.SimpleNamespace(used=5e9), "nvmlDeviceGetPowerUsage": 612_000,
+               "nvmlDeviceGetClockInfo": 1980, "nvmlDeviceGetCurrentClocksThrottleReasons": 4}
+    fake = types.ModuleType("pynvml")
+    fake.NVML_CLOCK_SM = real.NVML_CLOCK_SM
+    for name, answer in answers.items():
+        assert hasattr(real, name)
+        setattr(fake, name, lambda *_, answer=answer: answer)
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", fake)
+    assert telemetry._gpu_sample([3]) == {"gpu3_busy_pct": 97, "gpu3_memory_gb": 5.0, "gpu3_power_w": 612.0, "gpu3_sm_mhz": 1980, "gpu3_throttle": 4}
+    assert telemetry._gpu_sample([]) == {}
+
+
+def test_wrong_engine_arguments_are_said_by_name():
+    known = ["max_model_len", "enforce_eager", "model"]
+    engines._check_names({"max_model_len": 1}, known)
+    with pytest.raises(BadInput, match="key 'engine_args' has 'max_modle_len' .value 1.; expected an argument of vLLM's engine, such as 'max_model_len'"):
+        engines._check_names({"max_modle_len": 1}, known)
+    with pytest.raises(BadInput, match="key 'engine_args' has 'model' .value 'x'.; use key 'model'"):
+        engines._check_names({"model": "x"}, known)
+    with pytest.raises(BadInput, match="key 'engine_args' has the parallel size 'two'; expected a whole number from 1 on"):
+        platforms.require(params.check({"run": "x", "engine_args": {"tensor_parallel_size": "two"}}))

@@ -61,16 +61,18 @@ def cpu() -> dict[str, str]:
 
 
 def accelerators_used(exam: Exam) -> int:
-    """How many GPUs the exam's engine takes: the product of its parallel sizes; 0 without a GPU."""
-    if not gpus():
-        return 0
+    """How many GPUs the exam's engine takes: the product of its parallel sizes; 0 without a GPU.
+
+    Raises:
+        BadInput: a parallel size is not a whole number.
+    """
     sizes = (exam.engine_args.get(key, 1) for key in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"))
     product = 1
     for size in sizes:
         if not isinstance(size, int) or size < 1:
             raise BadInput(f"key 'engine_args' has the parallel size {size!r}; expected a whole number from 1 on")
         product *= size
-    return product
+    return product if gpus() else 0
 
 
 def platform_id(exam: Exam) -> str:
