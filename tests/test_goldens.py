@@ -134,6 +134,11 @@ def test_a_gated_metric_gets_a_sentence(folders):
     assert found["sentence"].startswith("output_tok_s -11.0 % against the golden (90 % interval -13.")
 
 
+def test_an_inconclusive_metric_says_what_is_open(folders):
+    found = results.judge_metric("output_tok_s", GATE, blessed(folders), [[88.0, 105.0, 97.0]])
+    assert found["status"] == "INCONCLUSIVE" and found["sentence"].endswith("; a loss of 5% is neither shown nor ruled out")
+
+
 def test_a_gated_metric_that_is_missing_is_invalid(folders):
     golden = blessed(folders)
     assert results.judge_metric("output_tok_s", GATE, golden, [[float("nan")]])["status"] == "INVALID"
