@@ -152,7 +152,7 @@ class OfflineEngine:
     def _alive(self):
         """Raise EngineDied in the main thread as soon as a process of the engine ends.
 
-        vLLM's synchronous client (0.26 to 0.32) waits for ever for the answers of a core that was killed:
+        vLLM's synchronous client (seen with 0.32) waits for ever for the answers of a core that was killed:
         its output thread leaves without a word. A signal is what wakes a thread that waits for a queue.
         """
         died, left = [], threading.Event()
