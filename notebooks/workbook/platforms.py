@@ -60,8 +60,8 @@ def cpu() -> dict[str, str]:
             (("vendor", "vendor_id"), ("family", "cpu family"), ("model", "model"), ("stepping", "stepping"), ("name", "model name"))}
 
 
-def accelerators_used(exam: Exam) -> int:
-    """How many GPUs the exam's engine takes: the product of its parallel sizes; 0 without a GPU.
+def workers(exam: Exam) -> int:
+    """How many workers the exam's engine has, each with a GPU where there are any: the product of its parallel sizes.
 
     Raises:
         BadInput: a parallel size is not a whole number.
@@ -72,7 +72,12 @@ def accelerators_used(exam: Exam) -> int:
         if not isinstance(size, int) or size < 1:
             raise BadInput(f"key 'engine_args' has the parallel size {size!r}; expected a whole number from 1 on")
         product *= size
-    return product if gpus() else 0
+    return product
+
+
+def accelerators_used(exam: Exam) -> int:
+    """How many GPUs the exam's engine takes; 0 without a GPU. Raises as `workers`."""
+    return workers(exam) if gpus() else 0
 
 
 def platform_id(exam: Exam) -> str:
@@ -103,8 +108,9 @@ def require(exam: Exam) -> None:
     """Raise BadInput if this machine cannot run the exam."""
     if reason := unmet(exam):
         raise BadInput(f"run '{exam.run}' {reason}")
-    if (used := accelerators_used(exam)) > max(1, len(gpus())):
-        raise BadInput(f"key 'engine_args' asks for {used} GPUs; expected at most {len(gpus())}, the GPUs of this machine")
+    have, what = (len(gpus()), "GPUs") if gpus() else (len(cores()), "CPU cores")
+    if (used := workers(exam)) > have:
+        raise BadInput(f"key 'engine_args' asks for {used} {what}, the product of its parallel sizes; expected at most {have}, the {what} of this machine")
 
 
 def versions() -> dict[str, str]:

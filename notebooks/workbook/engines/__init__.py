@@ -1,0 +1,39 @@
+"""Engines: the ways vLLM is driven, behind one small set of methods.
+
+Every engine has `generate` (requests to answers), `counters`, `window`, `attention_backend`, `load_s` and
+`close`. Nothing outside this package imports vllm, and here only the start of an engine does.
+"""
+from pathlib import Path
+
+from workbook.engines.base import Answer, EngineDied, Request
+from workbook.params import Exam
+
+__all__ = ["Answer", "EngineDied", "Request", "start", "start_reader"]
+
+
+def start(exam: Exam, model: Path, log: Path):
+    """Start the exam's engine.
+
+    Args:
+        exam: engine, its arguments and environment, and the sampling.
+        model: folder of the weights.
+        log: file that gets everything the engine prints.
+
+    Raises:
+        BadInput: an engine argument that vLLM does not know, or vllm is not installed.
+        EngineDied: it did not start; the message is the last error in its log.
+    """
+    if exam.engine == "async":
+        from workbook.engines.asynchronous import AsyncEngine
+        return AsyncEngine(exam, model, log)
+    from workbook.engines.offline import OfflineEngine
+    return OfflineEngine(exam, model, log)
+
+
+def start_reader(exam: Exam, model: Path, log: Path):
+    """Start an engine that reads given texts (`logprobs`): the exam's own, as one replica and without a draft
+    model, since neither has to do with what the weights say. Nothing is timed, so without a GPU it shares this
+    process, which starts in half the time. Raises as `start`."""
+    from workbook.engines.offline import OfflineEngine
+    own = {k: v for k, v in exam.engine_args.items() if not k.startswith(("data_parallel", "speculative"))}
+    return OfflineEngine(exam.model_copy(update={"engine": "offline", "engine_args": own}), model, log, in_process=True)

@@ -1,0 +1,99 @@
+"""The async engine: `AsyncLLM`, which sends each request by itself and can run data parallel."""
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from workbook.engines.base import Answer, LocalEngine, Request, answer, printing_to
+
+
+class AsyncEngine(LocalEngine):
+    """`AsyncLLM` on an event loop in a thread of its own; engine cores are processes that it reaches over ZMQ.
+
+    With `data_parallel_size` there are several, and each request goes to the least loaded. Outputs are asked
+    for once, at the end (`FINAL_ONLY`): a client that takes every token as it comes costs the engine more than
+    half of a fast GPU. The engine's own statistics still say when the first token came.
+    """
+
+    def _start(self, arguments: dict[str, Any]) -> None:
+        from vllm import AsyncEngineArgs
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.async_llm import AsyncLLM
+        self._final_only = RequestOutputKind.FINAL_ONLY
+        self._replica_of: dict[str, asyncio.Future[int]] = {}
+        self._submitted = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="engine-loop", daemon=True)
+        self._thread.start()
+
+        async def create():  # on the loop, so that the engine's output task runs there
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[self._stat_logger()])
+        self._llm = self._run(create())
+        self._config = self._llm.vllm_config
+
+    def _stat_logger(self):
+        """A factory of loggers that note which engine core finished which request."""
+        from vllm.v1.metrics.loggers import StatLoggerBase
+        replica_of = self._replica_of
+
+        class Replicas(StatLoggerBase):
+            def __init__(self, vllm_config, engine_index: int = 0):
+                self._index = engine_index
+
+            def record(self, scheduler_stats, iteration_stats, mm_cache_stats=None, engine_idx: int = 0) -> None:
+                for finished in iteration_stats.finished_requests if iteration_stats else ():
+                    if found := replica_of.pop(finished.request_id, None):
+                        found.set_result(engine_idx)
+
+            def log_engine_initialized(self) -> None:
+                pass
+        return Replicas
+
+    def generate(self, requests: list[Request], bar: Callable | bool = False) -> list[Answer]:
+        """Answer all requests, submitted at once; same order. `bar` is a tqdm class, or False for none.
+
+        Raises:
+            EngineDied: a process of the engine ended, with the last error in its log.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+        progress = bar(total=len(requests)) if bar else None
+
+        async def one(request: Request) -> Answer:
+            done = await self.answer(request)
+            if progress is not None:
+                progress.update()
+            return done
+
+        async def everything() -> list[Answer]:
+            return await asyncio.gather(*map(one, requests))
+        try:
+            return self._run(everything())
+        except EngineDeadError:
+            raise self._died("its process ended without a word (killed, or out of memory)") from None
+        finally:
+            if progress is not None:
+                progress.close()
+
+    async def answer(self, request: Request) -> Answer:
+        """Answer one request; called on the engine's loop."""
+        self._submitted += 1
+        name = f"{request.prompt_id}-{request.sample}-{self._submitted}"
+        replica = self._replica_of[name] = self._loop.create_future()
+        outputs = self._llm.generate({"prompt_token_ids": request.token_ids}, self._sampling(request, output_kind=self._final_only), name, lora_request=self._lora)
+        async for output in outputs:
+            final = output
+        return answer(request, final, await replica)  # the statistics follow the output, in the same turn of the loop
+
+    def close(self) -> None:
+        """Stop the engine's processes and wait until its GPU memory is free."""
+        async def stop() -> None:
+            self._llm.shutdown()
+        with printing_to(self._log):
+            self._run(stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=10)
+        del self._llm
+        self._wait_for_memory()
+
+    def _run(self, work: Coroutine) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()

@@ -1,0 +1,219 @@
+"""What all engines that run vLLM here share: arguments, environment, log, and the wait for free memory."""
+import contextlib
+import dataclasses
+import difflib
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from workbook import models, platforms
+from workbook.errors import BadInput
+from workbook.params import Exam
+
+GPU_MEMORY_SLACK = 512 << 20
+"""Bytes above the level before the start that count as free again: CUDA contexts come and go."""
+GPU_MEMORY_WAIT_S = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One sample of one question, to be answered in at most `max_tokens` tokens."""
+    prompt_id: int
+    sample: int
+    token_ids: list[int]
+    max_tokens: int
+    seed: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A finished request. Times are seconds of `time.monotonic`, taken by the engine; None if it gave none.
+    `replica` is the data-parallel engine that answered."""
+    prompt_id: int
+    sample: int
+    text: str
+    token_ids: list[int]
+    prompt_tokens: int
+    max_tokens: int
+    finish_reason: str
+    queued: float | None
+    scheduled: float | None
+    first_token: float | None
+    last_token: float | None
+    replica: int = 0
+
+
+class EngineDied(RuntimeError):
+    """A process of the engine ended while it was needed."""
+
+
+class LocalEngine:
+    """An engine whose processes are in this process's tree.
+
+    Attributes:
+        load_s: seconds from the start of the import to an engine that answers.
+    """
+
+    def __init__(self, exam: Exam, model: Path, log: Path, in_process: bool = False):
+        self._exam = exam
+        self._memory_before = platforms.gpu_memory_used(exam)
+        os.environ.update(environment(exam, in_process))
+        began = time.monotonic()
+        self._log_path, self._log = log, log.open("a", buffering=1)
+        self._log_start = log.stat().st_size
+        with printing_to(self._log):
+            try:
+                from vllm import EngineArgs, SamplingParams
+            except ImportError as error:
+                raise BadInput(f"vllm cannot be imported ({error}); expected the packages of requirements.txt or requirements-cpu.txt") from error
+            self._sampling_params = SamplingParams
+            check_names(exam.engine_args, [f.name for f in dataclasses.fields(EngineArgs)])
+            self._lora = _lora_request(exam)
+            try:
+                self._start({"model": str(model)} | engine_args(exam))
+            except Exception as error:
+                raise EngineDied(f"the engine did not start: {last_error(log, self._log_start) or error}") from error
+        self.load_s = time.monotonic() - began
+
+    def _start(self, arguments: dict[str, Any]) -> None:
+        """Start vLLM with the arguments and set `self._config`, its configuration."""
+        raise NotImplementedError
+
+    def counters(self) -> dict[str, float]:
+        """The engine's own counters by name, summed over their labels."""
+        from vllm.v1.metrics.reader import get_metrics_snapshot
+        totals: dict[str, float] = {}
+        for metric in get_metrics_snapshot():
+            if isinstance(getattr(metric, "value", None), int | float):
+                totals[metric.name] = totals.get(metric.name, 0.0) + metric.value
+        return totals
+
+    def window(self) -> int:
+        """The most tokens a sequence may have, prompt and answer together."""
+        return self._config.model_config.max_model_len
+
+    def attention_backend(self) -> str:
+        """Name of the attention back end the engine was given; `auto` where vLLM chose."""
+        backend = getattr(getattr(self._config, "attention_config", None), "backend", None)
+        return getattr(backend, "name", None) or "auto"
+
+    def _died(self, fallback: str) -> EngineDied:
+        return EngineDied(f"the engine died: {last_error(self._log_path, self._log_start) or fallback}")
+
+    def _wait_for_memory(self) -> None:
+        """Wait until the GPU memory is as free as before the start: the next engine will want it."""
+        deadline = time.monotonic() + GPU_MEMORY_WAIT_S
+        while any(now > self._memory_before[gpu] + GPU_MEMORY_SLACK for gpu, now in platforms.gpu_memory_used(self._exam).items()):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the engine's GPU memory is still taken {GPU_MEMORY_WAIT_S} s after it was stopped")
+            time.sleep(0.2)
+
+    def _sampling(self, request: Request, **more: Any):
+        e = self._exam
+        return self._sampling_params(n=1, temperature=e.temperature, top_p=e.top_p, top_k=e.top_k, seed=request.seed,
+                                     max_tokens=request.max_tokens, ignore_eos=e.ignore_eos, **more)
+
+
+def engine_args(exam: Exam) -> dict[str, Any]:
+    """Arguments the engine is started with; the exam's own win."""
+    # vLLM drops the per-request times, and its FLOP and byte counters, unless statistics are on.
+    # Its prefix cache, on by default, would feed a repetition from the one before.
+    found = {"disable_log_stats": False, "enable_mfu_metrics": True, "seed": exam.seed, "enable_prefix_caching": False}
+    if not platforms.gpus() and exam.temperature > 0:
+        # A seeded request whose prompt is prefilled in parts kills the CPU worker of vLLM 0.32
+        # ("CPU Generator does not use offset").
+        found["enable_chunked_prefill"] = False
+    if exam.weights == "dummy":
+        found["load_format"] = "dummy"
+    if adapter := models.adapter(exam):
+        # Only the layers that the adapter has: elsewhere vLLM would carry empty ones along, and its CPU build
+        # cannot give prompt log-probabilities through one on the output layer.
+        found |= {"enable_lora": True, "max_lora_rank": adapter.rank, "lora_target_modules": adapter.targets or None}
+    return found | {k: v for k, v in exam.engine_args.items() if k != "lora_modules"}
+
+
+def environment(exam: Exam, in_process: bool = False) -> dict[str, str]:
+    """Environment variables the engine is started with; the exam's own win."""
+    found = {
+        # fork after torch has used OpenMP or CUDA crashes the engine core.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_process else "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "NO_COLOR": "1",  # escape codes do not belong in engine.log
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if not platforms.gpus():
+        # vLLM keeps a core free by default; on two cores that is half of the speed.
+        found["VLLM_CPU_OMP_THREADS_BIND"] = _cores_by_worker(platforms.workers(exam))
+        # Intel's OpenMP wakes its threads faster than GNU's (vLLM's CPU guide): it must be there before torch.
+        openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
+        if openmp.exists():
+            found["LD_PRELOAD"] = ":".join(filter(None, [str(openmp), os.environ.get("LD_PRELOAD")]))
+    return found | exam.env
+
+
+def _cores_by_worker(workers: int) -> str:
+    """This process's cores dealt to the engine's workers, in vLLM's notation: `0,1|2,3`."""
+    cores = platforms.cores()
+    share = max(1, len(cores) // workers)
+    return "|".join(",".join(map(str, cores[i * share:(i + 1) * share] or cores[-1:])) for i in range(workers))
+
+
+def answer(request: Request, output, replica: int = 0) -> Answer:
+    """What vLLM's `RequestOutput` says of a finished request."""
+    completion, times = output.outputs[0], output.metrics
+
+    def at(name: str) -> float | None:
+        return getattr(times, name, 0.0) or None
+    return Answer(request.prompt_id, request.sample, completion.text, list(completion.token_ids), len(output.prompt_token_ids), request.max_tokens,
+                  completion.finish_reason or "none", at("queued_ts"), at("scheduled_ts"), at("first_token_ts"), at("last_token_ts"), replica)
+
+
+@contextlib.contextmanager
+def printing_to(log):
+    """Send what this process and those it starts print into `log`.
+
+    The file descriptors are what child processes inherit; `sys.stdout` is what vLLM's logger in this
+    process keeps from the moment it is imported.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = {fd: os.dup(fd) for fd in (1, 2)}
+    try:
+        for fd in saved:
+            os.dup2(log.fileno(), fd)
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            yield
+    finally:
+        for fd, copy in saved.items():
+            os.dup2(copy, fd)
+            os.close(copy)
+
+
+def check_names(given: dict[str, Any], known: list[str]) -> None:
+    """Raise BadInput for a key of `engine_args` that is no argument of vLLM's engine."""
+    for name in given:
+        if name == "model" or name not in (*known, "lora_modules"):
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+            hint = "use key 'model'" if name == "model" else f"expected an argument of vLLM's engine{f', such as {close[0]!r}' if close else ''}"
+            raise BadInput(f"key 'engine_args' has {name!r} (value {given[name]!r}); {hint}")
+
+
+def _lora_request(exam: Exam):
+    """The adapter that every request asks for, or None."""
+    if not (adapter := models.adapter(exam)):
+        return None
+    from vllm.lora.request import LoRARequest
+    return LoRARequest(adapter.name, 1, str(adapter.folder))
+
+
+def last_error(log: Path, start: int = 0) -> str:
+    """The last error a process of the engine printed from byte `start` of its log on, or an empty text: why it
+    died, if it had time to say."""
+    lines = log.read_bytes()[start:].decode(errors="replace").splitlines() if log.exists() else []
+    # Some errors only say that another one was logged before them.
+    found = (re.search(r"\b(\w+(?:Error|Exception): .+)", line) for line in reversed(lines) if "root cause" not in line)
+    return next((m.group(1) for m in found if m), "")
