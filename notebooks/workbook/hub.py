@@ -1,0 +1,60 @@
+"""The Hugging Face hub: models and data sets at a pinned revision, into its own cache."""
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from workbook.errors import BadInput
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+TIMEOUT_S = 10
+
+
+def model(name: str, key: str) -> Path:
+    """Folder of a model of the hub, downloaded unless it is there.
+
+    Args:
+        name: `owner/name@revision`; without a revision, `main` as it is today.
+        key: the parameter that asks for it, for messages.
+
+    Raises:
+        BadInput: the hub cannot be reached, or has no such model or revision.
+    """
+    from huggingface_hub import snapshot_download
+    repo, _, revision = name.partition("@")
+    return Path(_fetch(snapshot_download, f"key '{key}' is {name!r}", "a model's", f'a local folder: {key.upper()}=/path/to/it',
+                       repo_id=repo, revision=revision or None, allow_patterns=MODEL_FILES, etag_timeout=TIMEOUT_S))
+
+
+def dataset_file(repo: str, revision: str, name: str) -> Path:
+    """One file of a data set of the hub, downloaded unless it is there; raises as `model`."""
+    from huggingface_hub import hf_hub_download
+    return Path(_fetch(hf_hub_download, f"data set '{repo}' at {revision[:12]}", "a data set's", "key 'subject_path' with a JSONL on disk",
+                       repo_id=repo, revision=revision, filename=name, repo_type="dataset", etag_timeout=TIMEOUT_S))
+
+
+def _fetch(download: Callable, what: str, whose: str, way_out: str, **words: Any) -> str:
+    """Call a download; what is in the cache under a pinned revision is used without asking the hub."""
+    import httpx
+    from huggingface_hub import constants, errors
+    from huggingface_hub.utils import validate_repo_id
+    try:
+        validate_repo_id(words["repo_id"])
+        if words["revision"]:
+            try:
+                return download(local_files_only=True, **words)
+            except errors.LocalEntryNotFoundError:
+                pass
+        if not constants.HF_HUB_OFFLINE:
+            # One question without the library's retries: where there is no network they take half a minute.
+            httpx.head(constants.ENDPOINT, timeout=TIMEOUT_S)
+        return download(**words)
+    except errors.RepositoryNotFoundError:
+        raise BadInput(f"{what}: the hub has no such repository, or wants a token for it (HF_TOKEN); expected {whose} name there, or {way_out}") from None
+    except errors.RevisionNotFoundError:
+        raise BadInput(f"{what}: the hub has no such revision; expected a commit, tag or branch of it") from None
+    except errors.HFValidationError as error:
+        raise BadInput(f"{what}: {error}; expected owner/name@revision") from None
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+        cause = error.__cause__ or error
+        raise BadInput(f"{what}: the hub cannot be reached ({type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else 'no reason given'}); "
+                       f"expected a network that reaches huggingface.co, a cache that has it (HF_HOME), or {way_out}") from None

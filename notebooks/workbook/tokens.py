@@ -1,0 +1,85 @@
+"""Text to token ids, and messages to text, by a model folder's own files.
+
+transformers does the same and imports torch for it: four seconds and 300 MB for what two small libraries
+do. The tests hold both to the same results.
+"""
+import json
+from pathlib import Path
+from typing import Any
+
+from workbook.errors import BadInput
+
+
+class Tokenizer:
+    """The tokenizer of a model folder.
+
+    Attributes:
+        vocabulary: number of token ids, those added for special tokens included.
+    """
+
+    def __init__(self, folder: Path):
+        from tokenizers import Tokenizer as Backend
+        path = folder / "tokenizer.json"
+        if path.exists():
+            self._backend = Backend.from_file(str(path))
+            # A file may ask for padding or truncation: both would change what is measured.
+            self._backend.no_padding()
+            self._backend.no_truncation()
+        else:
+            from transformers import AutoTokenizer
+            self._backend = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+        self._folder = folder
+        self._config = _json(folder / "tokenizer_config.json")
+        self._template = None
+        self.vocabulary = self._backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, texts: list[str], special: bool = True) -> list[list[int]]:
+        """Token ids of each text; `special`: with those that the tokenizer itself puts around a text."""
+        return [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=special)]
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of token ids, special ones included."""
+        return self._backend.decode(token_ids, skip_special_tokens=False)
+
+    def special_ids(self) -> set[int]:
+        """Ids with a meaning of their own (end of text, roles)."""
+        return {number for number, token in self._backend.get_added_tokens_decoder().items() if token.special}
+
+    def chat(self, text: str) -> str:
+        """A user's message in the model's chat template, up to where the answer begins.
+
+        Raises:
+            BadInput: the folder has no template.
+        """
+        if self._template is None:
+            self._template = _compiled(self._folder, self._config)
+        named = {k: _content(v) for k, v in self._config.items() if k.endswith("_token") and v}
+        return self._template.render(messages=[{"role": "user", "content": text}], add_generation_prompt=True, **named)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _content(token: Any) -> str:
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _compiled(folder: Path, config: dict[str, Any]):
+    """The chat template in the sandbox that transformers documents for it ("Writing a chat template")."""
+    from jinja2.exceptions import TemplateError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    path = folder / "chat_template.jinja"
+    source = path.read_text() if path.exists() else config.get("chat_template")
+    if isinstance(source, list):  # several by name, as transformers also takes them
+        source = {t["name"]: t["template"] for t in source}.get("default")
+    if not source:
+        raise BadInput(f"key 'chat_template' is true: {folder} has no chat template; expected false, or chat_template.jinja in the folder")
+
+    def refuse(message: str):
+        raise TemplateError(message)
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.globals["raise_exception"] = refuse
+    return environment.from_string(source)
