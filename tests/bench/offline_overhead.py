@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "notebooks"))
-from workbook import engines, load, metrics, models, params, subjects  # noqa: E402
+from workbook import engines, exams, load, metrics, models, subjects, tokens  # noqa: E402
 
 
 def main() -> None:
@@ -25,10 +25,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10)
     args = parser.parse_args()
 
-    from transformers import AutoTokenizer
-    exam = params.load(args.run)
-    model = models.resolve(exam.model)
-    questions = subjects.questions(exam, AutoTokenizer.from_pretrained(model))
+    exam = exams.load(args.run)
+    model = models.resolve(exam)
+    questions = subjects.questions(exam, tokens.Tokenizer(model))
     batch = [replace(r, seed=None) for r in load.requests(exam, questions)]
     engine = engines.start(exam, model, Path(tempfile.mkdtemp()) / "engine.log")
     # The peer always samples at temperature 1 without seeds, to the limit: so do we here, on the exam's own engine.
