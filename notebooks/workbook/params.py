@@ -2,21 +2,26 @@
 import difflib
 import hashlib
 import json
-import shlex
 import types
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from workbook import paths
 from workbook.errors import BadInput
 
-WORK_KEYS = ("subject", "subject_args", "num_prompts", "prompt_suffix", "chat_template", "engine", "n",
-             "temperature", "top_p", "top_k", "max_tokens", "ignore_eos", "seed", "load")
+WORK_KEYS = ("subject", "subject_args", "num_prompts", "repeat_prompts", "prompt_suffix", "chat_template", "input_len", "output_len",
+             "weights", "engine", "n", "temperature", "top_p", "top_k", "max_tokens", "ignore_eos", "seed", "load", "concurrency")
 """The keys that define the work. A golden is comparable only where all of them are equal; the model, the
 engine's arguments and the environment are what is under test, and so are not among them."""
+
+OWN_LENGTHS = ("sharegpt", "random")
+"""Subjects that say how long each answer is."""
+NO_GOLD = ("sharegpt", "random")
+"""Subjects without right answers."""
+FROM_FILE = ("gsm8k", "jsonl", "sharegpt")
+"""Subjects that can be read from a file of the user's."""
 
 
 class Section(BaseModel):
@@ -38,60 +43,132 @@ class Gate(Section):
 
 class Exam(Section):
     """One run's parameters; `description` is the help text shown for each key."""
-    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]*$", description="name of the run: the params file's stem")]
+    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]*$", description="name of the run: the params file's stem, and `@variant` where it has variants")]
     title: str = Field("", description="one line for the report")
-    subject: Literal["chain_sum", "sharegpt"] = Field("chain_sum", description="where the prompts come from")
+    subject: Literal["chain_sum", "gsm_symbolic", "gsm8k", "sharegpt", "random", "jsonl"] = Field("chain_sum", description="where the prompts come from")
+    subject_path: str = Field("", description="file of prompts: jsonl, gsm8k or sharegpt from disk; relative to the checkout")
     subject_args: dict[str, Any] = Field({}, description="options of the subject")
     num_prompts: int = Field(32, ge=1, description="distinct prompts")
+    repeat_prompts: bool = Field(False, description="where the subject has fewer, ask them again in the same order")
     prompt_suffix: str = Field("", description="text added to every prompt")
-    chat_template: bool = Field(True, description="wrap prompts in the model's chat template")
-    model: str = Field("smollm2-135m-instruct", min_length=1, description="the embedded model or a local folder")
+    chat_template: bool = Field(True, description="wrap prompts in the model's chat template; false: plain text")
+    input_len: int = Field(0, ge=0, description="tokens of a prompt (subject random)")
+    output_len: int = Field(0, ge=0, description="tokens of an answer (subject random, with max_tokens 0)")
+    model: str = Field("smollm2-135m-instruct", min_length=1, description="the embedded model, a local folder, a hub id (owner/name@revision), or a shape of workbook/shapes")
+    weights: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights, speed only; every gate of quality is off")
     weights_sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$", description="expected hash of the weights; empty: not asserted")
-    engine: Literal["offline"] = Field("offline", description="how vLLM is driven")
-    engine_args: dict[str, Any] = Field({}, description="passed to vLLM's engine as they are")
+    engine: Literal["offline", "async"] = Field("offline", description="how vLLM is driven: vllm.LLM, or AsyncLLM (which can run data parallel)")
+    engine_args: dict[str, Any] = Field({}, description="passed to vLLM's engine as they are; lora_modules: {name: folder} puts an adapter on every request")
     env: dict[str, str] = Field({}, description="environment variables of the engine")
     n: int = Field(1, ge=1, description="samples of each prompt, each a request of its own")
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling")
     top_k: int = Field(0, ge=0, description="0: no limit")
-    max_tokens: int = Field(64, ge=0, description="upper limit of an answer; 0: the subject's own lengths (sharegpt)")
+    max_tokens: int = Field(64, ge=0, description="upper limit of an answer; 0: the subject's own lengths (sharegpt, random)")
     ignore_eos: bool = Field(False, description="generate to the limit: speed exams")
     seed: int = Field(0, ge=0, description="seed of the prompts and of the sampling")
-    load: Literal["batch"] = Field("batch", description="how requests arrive")
+    load: Literal["batch"] = Field("batch", description="how requests arrive: all at once")
+    concurrency: list[Annotated[int, Field(ge=1)]] = Field([], description="batch sizes to measure one after the other (a sweep), the last with every request; empty: only that")
     repetitions: int = Field(3, ge=1, description="measured repetitions of the load in a session")
     warmup: int = Field(1, ge=0, description="unmeasured repetitions first")
     scorers: list[Literal["numeric"]] = Field([], description="how answers are judged")
-    gates: dict[str, Gate] = Field({}, description="metric: how much worse it may get")
-    requires: Requires = Field(Requires(), description="what the machine must have")
+    gates: dict[str, Gate] = Field({}, description="metric (`metric@point` in a sweep): how much worse it may get")
+    requires: Requires = Field(Requires(), description="what the machine must have; `device` any, cpu or gpu, `gpus` at least")
     timeout_s: int = Field(1800, ge=1, description="limit of one notebook, seconds")
+    variants: dict[str, dict[str, Any]] = Field({}, description="name: keys that differ; makes one file into the runs `<run>@<name>`")
+
+    @field_validator("concurrency", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int) and not isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _possible(self):
-        if self.temperature == 0 and self.n > 1:
-            raise ValueError(f"key 'n' is {self.n}: temperature 0 gives the same answer every time; expected n = 1 or a temperature above 0")
-        if self.max_tokens == 0 and self.subject != "sharegpt":
-            raise ValueError(f"key 'max_tokens' is 0: subject '{self.subject}' has no answer lengths of its own; expected 1 or more")
-        # Imported here: the metrics bring pandas, which reading a params file must not wait for.
-        from workbook.metrics import METRICS
-        for name in self.gates:
-            if name not in METRICS:
-                raise ValueError(f"key 'gates' names the metric '{name}'; expected one that is measured{_nearest(name, list(METRICS))}")
-        if self.requires.device == "cpu" and self.requires.gpus:
-            raise ValueError(f"key 'requires.gpus' is {self.requires.gpus}: the exam requires the device 'cpu'; expected 0")
+        if self.variants:
+            runs = ", ".join(f"{self.run}@{name}" for name in self.variants)
+            raise ValueError(f"key 'variants' makes this file into several runs; expected the flat parameters of one of {runs} (python -m workbook params RUN prints them)")
+        for problem in (*self._subject_problems(), *self._engine_problems(), *self._gate_problems()):
+            raise ValueError(problem)
         return self
 
+    def _subject_problems(self):
+        if self.subject == "random":
+            for key, value, expected in (("input_len", self.input_len, "1 or more"), ("output_len", self.output_len, "1 or more")):
+                if not value:
+                    yield f"key '{key}' is 0: subject 'random' is made to length; expected {expected}"
+            if self.chat_template or self.prompt_suffix:
+                key, value, expected = ("chat_template", "true", "false") if self.chat_template else ("prompt_suffix", repr(self.prompt_suffix), "''")
+                yield f"key '{key}' is {value}: subject 'random' is token ids, not text; expected {expected}"
+        elif self.input_len or self.output_len:
+            key = "input_len" if self.input_len else "output_len"
+            yield f"key '{key}' is {getattr(self, key)}: subject '{self.subject}' has lengths of its own; expected 0, or subject 'random'"
+        if self.subject == "jsonl" and not self.subject_path:
+            yield "key 'subject_path' is empty: subject 'jsonl' is read from a file; expected its path"
+        if self.subject_path and self.subject not in FROM_FILE:
+            yield f"key 'subject_path' is {self.subject_path!r}: subject '{self.subject}' is generated; expected '', or one of the subjects {', '.join(FROM_FILE)}"
+        if self.max_tokens == 0 and self.subject not in OWN_LENGTHS:
+            yield f"key 'max_tokens' is 0: subject '{self.subject}' has no answer lengths of its own; expected 1 or more"
+        if self.scorers and self.subject in NO_GOLD:
+            yield f"key 'scorers' is {self.scorers}: subject '{self.subject}' has no right answers; expected []"
+        if self.temperature == 0 and self.n > 1:
+            yield f"key 'n' is {self.n}: temperature 0 gives the same answer every time; expected n = 1 or a temperature above 0"
+
+    def _engine_problems(self):
+        parallel = self.engine_args.get("data_parallel_size", 1)
+        if self.engine == "offline" and parallel != 1:
+            yield f"key 'engine_args.data_parallel_size' is {parallel!r}: the offline engine is one replica; expected 1, or engine: async"
+        if self.engine_args.get("load_format") == "dummy":
+            yield "key 'engine_args.load_format' is 'dummy', behind the report's back; expected the key weights: dummy"
+        if self.weights == "dummy" and self.weights_sha256:
+            yield "key 'weights_sha256' is set: with weights: dummy there is nothing to assert; expected ''"
+        if self.concurrency != sorted(set(self.concurrency)):
+            yield f"key 'concurrency' is {self.concurrency}; expected different sizes, ascending"
+        if self.concurrency and self.concurrency[-1] != self.num_prompts * self.n:
+            yield (f"key 'concurrency' ends with {self.concurrency[-1]}: a batch asks that many of the {self.num_prompts * self.n} requests "
+                   f"(num_prompts x n) at once; expected the last to be {self.num_prompts * self.n}")
+        if self.requires.device == "cpu" and self.requires.gpus:
+            yield f"key 'requires.gpus' is {self.requires.gpus}: the exam requires the device 'cpu'; expected 0"
+
+    def _gate_problems(self):
+        # Imported here: the metrics bring pandas, which reading a params file must not wait for.
+        from workbook.metrics import METRICS
+        known = [f"{metric}@{size}" for metric in METRICS for size in self.concurrency] or list(METRICS)
+        for name in self.gates:
+            if name not in known:
+                what = f"measured at a point of the sweep, such as {known[-1]!r}" if self.concurrency else "that is measured"
+                yield f"key 'gates' names the metric '{name}'; expected one {what}{nearest(name, known)}"
+
+    @property
+    def requests_a_repetition(self) -> int:
+        """Requests of one repetition, over all points of a sweep."""
+        return sum(self.concurrency) or self.num_prompts * self.n
+
+    @property
+    def scored(self) -> bool:
+        """Whether answers are judged: synthetic weights have none worth it."""
+        return bool(self.scorers) and self.weights == "auto"
+
     def work_hash(self) -> str:
-        """SHA-256 of the keys that define the work (`WORK_KEYS`)."""
-        work = self.model_dump(include=set(WORK_KEYS))
+        """SHA-256 of the keys that define the work (`WORK_KEYS`), those that are not at their default: a key
+        that is added later changes no hash where it is not used."""
+        work = self.model_dump(include=set(WORK_KEYS), exclude_defaults=True)
         return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
 
 
-def check(values: dict[str, Any], source: str = "parameters") -> Exam:
+@dataclass(frozen=True)
+class Place:
+    """Where a value was written, and how: `raw` is a YAML scalar as it stands in the file, without quotes."""
+    where: str
+    raw: str | None = None
+
+
+def check(values: dict[str, Any], source: str = "parameters", places: Mapping[tuple[str, ...], Place] | None = None) -> Exam:
     """Turn raw values into an `Exam`.
 
     Args:
         values: parameters by name; a notebook passes `globals()`, of which only plain values count.
         source: what to call the origin in a message, usually the file.
+        places: where each value was written, by its path of keys.
 
     Raises:
         BadInput: names the key, the value and what is expected.
@@ -100,52 +177,13 @@ def check(values: dict[str, Any], source: str = "parameters") -> Exam:
     try:
         return Exam(**{k: _as_float(k, v) for k, v in given.items()})
     except ValidationError as error:
-        raise BadInput("; ".join(_sentence(source, e) for e in error.errors())) from None
+        raise BadInput("; ".join(_sentence(source, e, places or {}) for e in error.errors())) from None
 
 
-def load(run: str, overrides: dict[str, Any] | None = None) -> Exam:
-    """Read `params/<run>.yaml`, apply the overrides and check the result.
-
-    Raises:
-        BadInput: no such file, not YAML, not a mapping, `run` is not the stem, or as `check`.
-    """
-    path = paths.params() / f"{run}.yaml"
-    if not path.is_file():
-        raise BadInput(f"params/{run}.yaml: no such run; expected one of {', '.join(names()) or 'none'}{_nearest(run, names())}")
-    source = f"params/{path.name}"
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, ValueError, OSError) as error:
-        raise BadInput(f"{source}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise BadInput(f"{source}: holds a {type(values).__name__}; expected 'key: value' lines")
-    exam = check({str(k): v for k, v in (values | (overrides or {})).items()}, source)
-    if exam.run != path.stem:
-        raise BadInput(f"{source}: key 'run' is {exam.run!r}; expected the file's stem, {path.stem!r}")
-    return exam
-
-
-def names() -> list[str]:
-    """The runs that have a params file, sorted."""
-    return sorted(p.stem for p in Path(paths.params()).glob("*.yaml"))
-
-
-def parse_set(text: str) -> dict[str, Any]:
-    """Parse `SET="n=8 max_tokens=64"`: key=value words as in a shell, each value read as YAML.
-
-    Raises:
-        BadInput: a word without `=`, or a value that is not YAML (a value with spaces wants quotes).
-    """
-    overrides = {}
-    try:
-        for word in shlex.split(text):
-            key, equals, value = word.partition("=")
-            if not (key and equals):
-                raise BadInput(f"SET: {word!r} is not an override; expected key=value")
-            overrides[key] = yaml.safe_load(value) if value else ""
-    except (yaml.YAMLError, ValueError) as error:
-        raise BadInput(f"SET: {text!r} cannot be read ({' '.join(str(error).split())}); expected key=value words, values with spaces quoted") from None
-    return overrides
+def nearest(word: str, known: list[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known word, or nothing."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _is_parameter(name: str, value: Any) -> bool:
@@ -161,19 +199,37 @@ def _as_float(key: str, value: Any) -> Any:
     return float(value) if field is not None and field.annotation is float and whole else value
 
 
-def _sentence(source: str, error: dict) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+EXPECTED = {
+    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number", "bool_type": "true or false",
+    "string_type": "text", "list_type": "a list", "dict_type": "a mapping of keys to values", "model_type": "a mapping of keys to values",
+    "greater_than_equal": "at least {ge}", "greater_than": "more than {gt}", "less_than_equal": "at most {le}", "less_than": "less than {lt}",
+    "string_too_short": "a text that is not empty", "string_pattern_mismatch": "a text of the form {pattern}", "literal_error": "{expected}",
+}
+"""What pydantic's kinds of error expect, in words."""
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping", type(None): "nothing"}
+
+
+def _sentence(source: str, error: dict, places: Mapping[tuple[str, ...], Place]) -> str:
+    loc = tuple(str(part) for part in error["loc"])
+    place = places.get(loc, Place(source))
+    key, value = ".".join(loc), error["input"]
     if error["type"] == "extra_forbidden":
-        known = list(Exam.model_fields) if len(error["loc"]) == 1 else []
-        return f"{source}: unknown key '{key}' (value {error['input']!r}){_nearest(key, known)}"
+        known = list(Exam.model_fields) if len(loc) == 1 else []
+        return f"{place.where}: unknown key '{key}' (value {value!r}){nearest(key, known)}"
     if error["type"] == "missing":
-        return f"{source}: key '{key}' is missing; {Exam.model_fields[key].description}"
+        return f"{source}: key '{key}' is missing; expected the {Exam.model_fields[key].description}"
     if error["type"] == "value_error":
         return f"{source}: {error['ctx']['error']}"
-    expected = error["msg"].replace("Input should be", "expected").replace("String should", "expected to")
-    return f"{source}: key '{key}' is {error['input']!r} ({type(error['input']).__name__}); {expected}"
+    expected = EXPECTED.get(error["type"], error["msg"]).format(**error.get("ctx", {}))
+    hint = nearest(str(value), [word.strip("'") for word in error["ctx"]["expected"].replace(" or ", ", ").split(", ")]) if error["type"] == "literal_error" else ""
+    if place.raw and not isinstance(value, str):
+        quoted = f': write "{place.raw}"' if expected == "text" else ""
+        return f"{place.where}: key '{key}' is {place.raw}, which YAML reads as {_read_as(value)}; expected {expected}{quoted}{hint}"
+    mistyped = error["type"].endswith("_type") or error["type"] == "int_from_float"
+    return f"{place.where}: key '{key}' is {value!r}{f' ({KINDS.get(type(value), type(value).__name__)})' if mistyped else ''}; expected {expected}{hint}"
 
 
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
+def _read_as(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"the number {value}" if isinstance(value, int | float) else KINDS.get(type(value), f"a {type(value).__name__}")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from workbook import executor, files, models, pages, params, paths, platforms, results, runs, summary, verdicts
+from workbook import exams, executor, files, models, pages, paths, platforms, results, runs, summary, verdicts
 from workbook.errors import BadInput
+from workbook.exams import Written
 from workbook.params import Exam
 
 LOCK_HELP = "expected one at a time; wait for it, or set GOLDBOOK_REPORTS to another folder"
@@ -51,24 +52,26 @@ def run_all(strict: bool = False) -> int:
     All params files are read before the first engine starts. A file that is wrong makes its own run
     INVALID; the others run.
     """
-    if not params.names():
+    if not (exams.names() or exams.misnamed()):
         raise BadInput(f"{paths.params()}: holds no params file; expected at least one *.yaml")
     with Reports():
-        exams, wrong = _read_all()
-        statuses = [_stop(run, "INVALID", sentence) for run, sentence in wrong.items()]
-        statuses += [run_one(exam) for exam in exams]
-        return _report(statuses, strict)
+        statuses = [_stop(name, "INVALID", f"params/{name}: not read; expected the ending .yaml") for name in exams.misnamed()]
+        return _report(statuses + _run_several(exams.names()), strict)
 
 
-def run(name: str, overrides: dict, strict: bool = False) -> int:
-    """One run, and the summary; returns the run's exit code.
+def run(name: str, overrides: Written | None = None, strict: bool = False) -> int:
+    """One run, or all variants of a file, and the summary; returns the exit code over them.
 
     Raises:
-        BadInput: as `params.load`, or this machine cannot run it.
+        BadInput: as `exams.load`, or there is one run and this machine cannot take it.
     """
-    exam = params.load(name, overrides)
+    found = exams.select(name)
+    if len(found) > 1:
+        with Reports():
+            return _report(_run_several(found, overrides), strict)
+    exam = exams.load(found[0], overrides)
     platforms.require(exam)
-    models.resolve(exam.model)
+    models.resolve(exam)
     with Reports():
         return _report([run_one(exam)], strict)
 
@@ -80,7 +83,7 @@ def run_one(exam: Exam) -> str:
         if reason := platforms.unmet(exam):
             return _stop(exam.run, "SKIPPED", reason, exam)
         platforms.require(exam)
-        models.resolve(exam.model)
+        models.resolve(exam)
         runs.set_aside(exam.run)
         return _take(exam, runs.start(exam.run))
     except BadInput as error:
@@ -92,6 +95,7 @@ def run_one(exam: Exam) -> str:
 
 def _take(exam: Exam, folder: Path) -> str:
     began = time.monotonic()
+    files.write_text(folder / "params.yaml", exams.flat(exam))
     for stage in runs.STAGES:
         try:
             problem = run_stage(exam, stage, folder)
@@ -140,7 +144,7 @@ def summary_only(strict: bool = False) -> int:
         return _report(summary.statuses(summary.collect()), strict)
 
 
-def record(name: str, overrides: dict, sessions: int) -> Path:
+def record(name: str, overrides: Written | None, sessions: int) -> Path:
     """Measure a candidate golden over several engine sessions; returns its file.
 
     Each session is a complete run in fresh kernels, of `RECORD_REPETITIONS` repetitions or as many as the
@@ -150,8 +154,10 @@ def record(name: str, overrides: dict, sessions: int) -> Path:
         BadInput: as `run`, or a session failed or was invalid.
     """
     from workbook import goldens
-    exam = params.load(name, {"repetitions": RECORD_REPETITIONS} | overrides)
+    more = Written({"repetitions": RECORD_REPETITIONS}, {})
+    exam = exams.load(name, overrides.over(more) if overrides else more)
     platforms.require(exam)
+    models.resolve(exam)
     done = []
     with Reports():
         for number in range(1, sessions + 1):
@@ -177,14 +183,15 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _read_all() -> tuple[list[Exam], dict[str, str]]:
-    exams, wrong = [], {}
-    for name in params.names():
+def _run_several(names: list[str], overrides: Written | None = None) -> list[str]:
+    """Take each run, those whose parameters are wrong first; returns their statuses."""
+    found, statuses = [], []
+    for name in names:
         try:
-            exams.append(params.load(name))
+            found.append(exams.load(name, overrides))
         except BadInput as error:
-            wrong[name] = str(error)
-    return exams, wrong
+            statuses.append(_stop(name, "INVALID", str(error)))
+    return statuses + [run_one(exam) for exam in found]
 
 
 def _stop(run: str, status: str, sentence: str, exam: Exam | None = None) -> str:
@@ -209,8 +216,12 @@ def _report(statuses: list[str], strict: bool) -> int:
     problem = summarize()
     width = max(shutil.get_terminal_size((120, 24)).columns, 100)
     say("")
-    for r in summary.collect():
-        say(f"{r['run']:32} {r['status']:13} {r['sentence']}"[:width])
+    found = summary.collect()
+    for r in found:
+        if r["status"] != "NOT_RUN":
+            say(f"{r['run']:32} {r['status']:13} {r['sentence']}"[:width])
+    if missing := sum(r["status"] == "NOT_RUN" for r in found):
+        say(f"{missing} more have not been run on this machine (python -m workbook list)")
     if problem:
         say(f"summary.ipynb failed: {problem}")
     code = verdicts.exit_code([*statuses, *(["INVALID"] if problem else [])], strict)

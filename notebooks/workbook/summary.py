@@ -3,7 +3,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-from workbook import files, params, paths, results, verdicts
+from workbook import exams, files, metrics, paths, results, verdicts
 from workbook.errors import BadInput
 from workbook.runs import STAGES
 
@@ -14,7 +14,7 @@ def collect() -> list[dict[str, Any]]:
     A run without a result is listed as NOT_RUN, and one whose result cannot be read as INVALID: nothing is left out.
     """
     folders = {p.name for p in (paths.reports() / "runs").glob("*") if p.is_dir()}
-    return [_result(run) for run in sorted(folders | set(params.names()))]
+    return [_result(run) for run in sorted(folders | set(exams.names()))]
 
 
 def _result(run: str) -> dict[str, Any]:
@@ -25,6 +25,11 @@ def _result(run: str) -> dict[str, Any]:
         return files.read_json(path)
     except BadInput as error:
         return results.stopped(run, "INVALID", str(error))
+
+
+def throughput(result: dict[str, Any]) -> dict[str, Any]:
+    """What a result has of its run's output tok/s (at the largest point of a sweep); empty if it was not measured."""
+    return result["metrics"].get(metrics.headline(result["metrics"]), {})
 
 
 def links(run: str) -> dict[str, str]:
@@ -41,7 +46,7 @@ def history() -> list[dict[str, Any]]:
         except BadInput as error:
             result = results.stopped(path.parent.parent.name, "INVALID", str(error))
         rows.append({"run": result["run"], "finished": result.get("finished") or "–", "status": result["status"],
-                     "output tok/s": result["metrics"].get("output_tok_s", {}).get("median"), "kept in": str(path.parent.relative_to(paths.reports()))})
+                     "output tok/s": throughput(result).get("median"), "kept in": str(path.parent.relative_to(paths.reports()))})
     return rows
 
 
@@ -62,7 +67,7 @@ def markdown(found: list[dict[str, Any]], whole: str) -> str:
     """A table for a CI job's page."""
     lines = [f"## Goldbook: {whole}", "", "| run | status | output tok/s | golden | why |", "| --- | --- | ---: | ---: | --- |"]
     for r in found:
-        speed = r["metrics"].get("output_tok_s", {})
+        speed = throughput(r)
         numbers = [f"{speed[k]:,.0f}" if speed.get(k) else "–" for k in ("median", "golden_median")]
         lines.append(f"| {r['run']} | **{r['status']}** | {numbers[0]} | {numbers[1]} | {_cell(r['sentence'])} |")
     return "\n".join(lines) + "\n"

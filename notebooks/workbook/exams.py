@@ -1,0 +1,217 @@
+"""Exams as files: params/*.yaml, their variants, and what overrides them."""
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from workbook import params, paths
+from workbook.errors import BadInput
+from workbook.params import Exam, Place, nearest
+
+Path_ = tuple[str, ...]
+VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+BARE_NUMBER = re.compile(r"[-+]?(\d[\d_]*)?\.?\d*[eE][-+]?\d+")
+
+BASE_8_OR_60 = re.compile(r"[-+]?(0[0-7_]+|\d[\d_]*(:\d+)+)")
+
+
+@dataclass(frozen=True)
+class Written:
+    """Values by key, and where each was written by its path of keys (the leaves of nested mappings too)."""
+    values: dict[str, Any]
+    places: dict[Path_, Place]
+
+    def over(self, other: "Written") -> "Written":
+        """Both; where both have a key this one's value stands. Mappings are joined key by key, and null takes a key away."""
+        return Written(_joined(other.values, self.values), other.places | self.places)
+
+
+def load(run: str, overrides: Written | None = None) -> Exam:
+    """The exam of a run: `params/<file>.yaml`, or `<file>@<variant>`, with the overrides.
+
+    Raises:
+        BadInput: no such run or variant, not YAML, not a mapping, `run` is not the stem, or as `params.check`.
+    """
+    written = resolve(run, overrides)
+    return params.check(written.values, f"params/{_file(run).name}", written.places)
+
+
+def resolve(run: str, overrides: Written | None = None) -> Written:
+    """What a run's flat parameters are made of, and where each value comes from; not yet checked.
+
+    Raises:
+        BadInput: as `load`, short of what the schema finds.
+    """
+    path, variant = _file(run), run.partition("@")[2]
+    if not path.is_file():
+        raise BadInput(f"params/{path.name}: no such run; expected one of {', '.join(names()) or 'none'}{nearest(run, names())}")
+    written = _read(path)
+    source = f"params/{path.name}"
+    if written.values.get("run") != path.stem:
+        stated = written.values.get("run")
+        twin = f", which params/{stated}.yaml is" if isinstance(stated, str) and stated != path.stem and _file(stated).is_file() else ""
+        raise BadInput(f"{source}: key 'run' is {stated!r}{twin}; expected the file's stem, {path.stem!r}")
+    variants = _variants(written, source)
+    if variants and not variant:
+        raise BadInput(f"{source}: is several runs; expected one of {', '.join(f'{run}@{name}' for name in variants)}")
+    if variant and variant not in variants:
+        known = [f"{path.stem}@{name}" for name in variants] or [path.stem]
+        raise BadInput(f"{source}: has no variant '{variant}'; expected one of {', '.join(known)}{nearest(run, known)}")
+    values = {k: v for k, v in written.values.items() if k != "variants"} | {"run": run}
+    base = Written(values, {path: place for path, place in written.places.items() if path[0] != "variants"})
+    if variant:
+        base = variants[variant].over(base)
+    return overrides.over(base) if overrides else base
+
+
+def names() -> list[str]:
+    """Every run there is: the files of params/, those with variants as one run each. Sorted by file.
+
+    A file that cannot be read counts as one run, so that it is reported when it is loaded.
+    """
+    return [run for path in sorted(Path(paths.params()).glob("*.yaml")) for run in _runs_of(path)]
+
+
+def misnamed() -> list[str]:
+    """Files of params/ that look like exams and are not read, for their ending."""
+    return sorted(p.name for p in Path(paths.params()).glob("*.yml"))
+
+
+def select(name: str) -> list[str]:
+    """The runs that a name stands for: itself, or all variants of the file of that name."""
+    path = _file(name)
+    return _runs_of(path) if "@" not in name and path.is_file() else [name]
+
+
+def parse_set(text: str, model: str = "") -> Written:
+    """Parse `SET="n=8 engine_args.max_num_seqs=64"` and `MODEL=`: key=value words as in a shell, each value
+    read as YAML; a dot goes into a mapping, and a mapping is joined with the file's.
+
+    Raises:
+        BadInput: a word without `=`, or a value that is not YAML (a value with spaces wants quotes).
+    """
+    written = Written({}, {})
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise _unreadable(text, error) from None
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not (key and equals):
+            raise BadInput(f"SET: {word!r} is not an override; expected key=value")
+        path = tuple(key.split("."))
+        try:
+            part = _parse(value or "''", "SET", path)
+        except (yaml.YAMLError, ValueError) as error:
+            raise _unreadable(text, error) from None
+        nested: Any = part.values
+        for name in reversed(path):
+            nested = {name: nested}
+        written = Written(nested, part.places).over(written)
+    return Written({"model": model}, {("model",): Place("MODEL")}).over(written) if model else written
+
+
+def flat(exam: Exam) -> str:
+    """An exam's parameters as YAML: what `papermill -f` takes, one file a run."""
+    return yaml.safe_dump(exam.model_dump(mode="json", exclude={"variants"}), sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _unreadable(text: str, error: Exception) -> BadInput:
+    return BadInput(f"SET: {text!r} cannot be read ({' '.join(str(error).split())}); expected key=value words, values with spaces quoted")
+
+
+def _file(run: str) -> Path:
+    return paths.params() / f"{run.partition('@')[0]}.yaml"
+
+
+def _runs_of(path: Path) -> list[str]:
+    try:
+        variants = _read(path).values.get("variants")
+    except BadInput:
+        variants = None
+    return [f"{path.stem}@{name}" for name in variants] if variants and isinstance(variants, dict) else [path.stem]
+
+
+def _variants(written: Written, source: str) -> dict[str, Written]:
+    """The variants of a file as what each changes.
+
+    Raises:
+        BadInput: not a mapping of names to mappings, or a name or key that cannot be.
+    """
+    variants = written.values.get("variants") or {}
+    found = {}
+    for name, values in variants.items() if isinstance(variants, dict) else [("", None)]:
+        where = written.places.get(("variants", str(name)), Place(source)).where
+        if not (isinstance(values, dict) and VARIANT_NAME.fullmatch(str(name))):
+            raise BadInput(f"{where}: key 'variants' has {name!r}: {values!r}; expected a name (letters, digits, . _ -) and the keys that differ")
+        for key in ("run", "variants"):
+            if key in values:
+                raise BadInput(f"{where}: variant '{name}' sets '{key}'; expected other keys, the run is named after file and variant")
+        places = {path[2:]: Place(f"{place.where}, variant {name}", place.raw) for path, place in written.places.items()
+                  if path[:2] == ("variants", str(name)) and len(path) > 2}
+        found[str(name)] = Written({str(k): v for k, v in values.items()}, places)
+    return found
+
+
+def _read(path: Path) -> Written:
+    source = f"params/{path.name}"
+    try:
+        written = _parse(path.read_text(), source)
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise BadInput(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(written.values, dict):
+        raise BadInput(f"{source}: holds a {type(written.values).__name__}; expected 'key: value' lines")
+    return written
+
+
+def _parse(text: str, source: str, prefix: Path_ = ()) -> Written:
+    """Read YAML with the place of every value; `prefix` is the path of keys that leads to it."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        values = loader.construct_document(node) if node else None
+    finally:
+        loader.dispose()
+    places: dict[Path_, Place] = {}
+    if node:
+        _walk(node, prefix, source, places)
+    return Written(values if not isinstance(values, dict) else {str(k): v for k, v in values.items()}, places)
+
+
+def _walk(node: yaml.Node, path: Path_, source: str, places: dict[Path_, Place]) -> None:
+    """Collect places, and refuse what YAML would silently read as something else than was meant."""
+    where = f"{source} line {node.start_mark.line + 1}" if source != "SET" else source
+    if path:
+        plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        places[path] = Place(where, node.value if plain else None)
+        if plain and node.tag == "tag:yaml.org,2002:str" and BARE_NUMBER.fullmatch(node.value):
+            raise BadInput(f"{where}: key '{'.'.join(path)}' is {node.value}, which YAML reads as text (a number needs a dot and a signed exponent); "
+                           f"expected {_with_dot(node.value)}, or quotes if text is meant")
+        if plain and node.tag == "tag:yaml.org,2002:int" and BASE_8_OR_60.fullmatch(node.value):
+            number = yaml.safe_load(node.value)
+            raise BadInput(f"{where}: key '{'.'.join(path)}' is {node.value}, which YAML reads as the number {number}; expected {number}, or quotes if text is meant")
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise BadInput(f"{source} line {line}: key '{'.'.join((*path, key.value))}' is given twice; expected once (it is also on line {seen[key.value]})")
+            seen[key.value] = line
+            _walk(value, (*path, key.value), source, places)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _walk(value, (*path, str(index)), source, places)
+
+
+def _with_dot(number: str) -> str:
+    digits, exponent = re.split("[eE]", number)
+    return f"{digits if '.' in digits else digits + '.0'}e{exponent if exponent[0] in '+-' else '+' + exponent}"
+
+
+def _joined(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`; a null takes the key away, so that its default stands."""
+    joined = base | {k: _joined(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in over.items()}
+    return {k: v for k, v in joined.items() if v is not None or k not in over}

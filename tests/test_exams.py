@@ -1,0 +1,209 @@
+"""Exams as files: variants, overrides, what YAML does to values, and the pages made of them."""
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT, environment
+from workbook import catalogue, exams, models, params, platforms, runner
+from workbook.errors import BadInput
+
+BASE = "run: a\nseed: 5\nengine_args:\n  max_num_seqs: 8\n  enforce_eager: true\n"
+VARIANTS = BASE + "variants:\n  one: {seed: 6}\n  two:\n    engine_args: {max_num_seqs: 9, enforce_eager: null}\n    seed: null\n"
+
+
+@pytest.fixture
+def write(folders):
+    def file(text, name="a.yaml"):
+        (folders / "params" / name).write_text(text)
+    return file
+
+
+def sentence(run="a"):
+    with pytest.raises(BadInput) as caught:
+        exams.load(run)
+    return str(caught.value)
+
+
+YAML_READS = [
+    ("temperature: 1e-3", "params/a.yaml line 2: key 'temperature' is 1e-3, which YAML reads as text (a number needs a dot and a signed exponent); "
+                          "expected 1.0e-3, or quotes if text is meant"),
+    ("engine_args: {gpu_memory_utilization: 9e-1}",
+     "params/a.yaml line 2: key 'engine_args.gpu_memory_utilization' is 9e-1, which YAML reads as text (a number needs a dot and a signed exponent); "
+     "expected 9.0e-1, or quotes if text is meant"),
+    ("temperature: 1.5e3", "params/a.yaml line 2: key 'temperature' is 1.5e3, which YAML reads as text (a number needs a dot and a signed exponent); "
+                           "expected 1.5e+3, or quotes if text is meant"),
+    ("title: on", "params/a.yaml line 2: key 'title' is on, which YAML reads as true; expected text: write \"on\""),
+    ("env: {VERSION: 1.10}", "params/a.yaml line 2: key 'env.VERSION' is 1.10, which YAML reads as the number 1.1; expected text: write \"1.10\""),
+    ("env:\n  THREADS: 010", "params/a.yaml line 3: key 'env.THREADS' is 010, which YAML reads as the number 8; expected 8, or quotes if text is meant"),
+    ("title: 2026-11-21", "params/a.yaml line 2: key 'title' is 2026-11-21, which YAML reads as a date; expected text: write \"2026-11-21\""),
+    ("num_prompts: 1:30", "params/a.yaml line 2: key 'num_prompts' is 1:30, which YAML reads as the number 90; expected 90, or quotes if text is meant"),
+    ("num_prompts: on", "params/a.yaml line 2: key 'num_prompts' is on, which YAML reads as true; expected a whole number"),
+    ("num_prompts: 1.0", "params/a.yaml line 2: key 'num_prompts' is 1.0, which YAML reads as the number 1.0; expected a whole number"),
+    ("seed:", "params/a.yaml line 2: key 'seed' is None (nothing); expected a whole number"),
+    ("seed: null", "params/a.yaml line 2: key 'seed' is null, which YAML reads as nothing; expected a whole number"),
+    ("num_promts: 3", "params/a.yaml line 2: unknown key 'num_promts' (value 3); did you mean 'num_prompts'?"),
+    ("seed: 1\nseed: 2", "params/a.yaml line 3: key 'seed' is given twice; expected once (it is also on line 2)"),
+    ("engine_args:\n  x: 1\n  x: 2", "params/a.yaml line 4: key 'engine_args.x' is given twice; expected once (it is also on line 3)"),
+]
+
+
+@pytest.mark.parametrize("line, expected", YAML_READS, ids=[str(i) for i in range(len(YAML_READS))])
+def test_what_yaml_did_is_said(write, line, expected):
+    write(f"run: a\n{line}\n")
+    assert sentence() == expected
+
+
+@pytest.mark.parametrize("text, start", [
+    ("run: [", "params/a.yaml: not YAML: while parsing"),
+    ("just text", "params/a.yaml: holds a str; expected 'key: value' lines"),
+    ("", "params/a.yaml: holds a NoneType; expected 'key: value' lines"),
+    ("run: b\n", "params/a.yaml: key 'run' is 'b'; expected the file's stem, 'a'"),
+    ("seed: 1\n", "params/a.yaml: key 'run' is None; expected the file's stem, 'a'"),
+    ("run: a\nvariants: 5\n", "params/a.yaml: key 'variants' has '': None; expected a name"),
+    ("run: a\nvariants: {x: 5}\n", "params/a.yaml line 2: key 'variants' has 'x': 5; expected a name (letters, digits, . _ -) and the keys that differ"),
+    ("run: a\nvariants:\n  a b: {}\n", "params/a.yaml line 3: key 'variants' has 'a b': {}; expected a name"),
+    ("run: a\nvariants:\n  x: {run: y}\n", "params/a.yaml line 3: variant 'x' sets 'run'; expected other keys, the run is named after file and variant"),
+])
+def test_files_that_are_no_exam(write, text, start):
+    write(text)
+    assert sentence().startswith(start)
+
+
+def test_two_files_with_the_same_run(write):
+    write("run: a\n")
+    write("run: a\n", "b.yaml")
+    assert sentence("b") == "params/b.yaml: key 'run' is 'a', which params/a.yaml is; expected the file's stem, 'b'"
+
+
+def test_a_missing_run_names_the_nearest(write):
+    write("run: smoke\n", "smoke.yaml")
+    assert sentence("smok") == "params/smok.yaml: no such run; expected one of smoke; did you mean 'smoke'?"
+
+
+# -- variants and overrides ---------------------------------------------------------------------
+
+
+def test_a_file_with_variants_is_several_runs(write):
+    write(VARIANTS)
+    write("run: b\n", "b.yaml")
+    assert exams.names() == ["a@one", "a@two", "b"] and exams.select("a") == ["a@one", "a@two"] and exams.select("a@one") == ["a@one"]
+    one, two = exams.load("a@one"), exams.load("a@two")
+    assert (one.run, one.seed, one.engine_args) == ("a@one", 6, {"max_num_seqs": 8, "enforce_eager": True})
+    assert (two.run, two.seed, two.engine_args) == ("a@two", 0, {"max_num_seqs": 9}), "null takes a key away"
+    assert sentence("a") == "params/a.yaml: is several runs; expected one of a@one, a@two"
+    assert sentence("a@tow") == "params/a.yaml: has no variant 'tow'; expected one of a@one, a@two; did you mean 'a@two'?"
+    assert sentence("b@one") == "params/b.yaml: has no variant 'one'; expected one of b"
+
+
+def test_a_wrong_value_in_a_variant_is_found_there(write):
+    write("run: a\nvariants:\n  x: {seed: on}\n")
+    assert sentence("a@x") == "params/a.yaml line 3, variant x: key 'seed' is on, which YAML reads as true; expected a whole number"
+
+
+def test_set_goes_over_file_and_variant(write):
+    write(VARIANTS)
+    asked = exams.parse_set("n=8 temperature=0.5 engine_args.max_num_seqs=64 title=", "/m")
+    exam = exams.load("a@one", asked)
+    assert (exam.n, exam.seed, exam.model, exam.title) == (8, 6, "/m", "")
+    assert exam.engine_args == {"max_num_seqs": 64, "enforce_eager": True}
+    assert exams.load("a@one", exams.parse_set("engine_args='{max_num_seqs: 7}' seed=null")).engine_args["max_num_seqs"] == 7
+    with pytest.raises(BadInput) as caught:
+        exams.load("a@one", exams.parse_set("num_prompts=on"))
+    assert str(caught.value) == "SET: key 'num_prompts' is on, which YAML reads as true; expected a whole number"
+
+
+@pytest.mark.parametrize("text, message", [
+    ("n 8", "SET: 'n' is not an override; expected key=value"),
+    ("engine_args={max_num_seqs: 8}", "SET: .* cannot be read .*; expected key=value words, values with spaces quoted"),
+    ("title='x", "SET: .* cannot be read .No closing quotation.; expected key=value"),
+    ("temperature=1e-3", "SET: key 'temperature' is 1e-3, which YAML reads as text"),
+])
+def test_overrides_that_cannot_be_read(text, message):
+    with pytest.raises(BadInput, match=message):
+        exams.parse_set(text)
+
+
+def test_the_flat_file_is_the_exam_again(write, folders):
+    write(VARIANTS)
+    exam = exams.load("a@two")
+    assert params.check(yaml.safe_load(exams.flat(exam))) == exam
+
+
+def test_a_file_of_the_wrong_ending_is_an_error_and_not_overlooked(write, folders, monkeypatch):
+    monkeypatch.setattr(runner, "_report", lambda statuses, strict: statuses)
+    write("run: b\n", "b.yml")
+    assert exams.misnamed() == ["b.yml"] and "params/b.yml: not read; expected the ending .yaml" in catalogue.listing()
+    assert runner.run_all() == ["INVALID"]
+    result = json.loads((folders / "reports" / "runs" / "b.yml" / "result.json").read_text())
+    assert result["sentence"] == "params/b.yml: not read; expected the ending .yaml"
+
+
+def test_variants_that_do_not_fit_are_skipped_with_the_reason(write, folders, monkeypatch):
+    monkeypatch.setattr(runner, "_report", lambda statuses, strict: statuses)
+    monkeypatch.setattr(platforms, "gpus", lambda: ())
+    write("run: a\nvariants:\n  gpu1: {requires: {gpus: 1}}\n  gpu8: {requires: {device: gpu, gpus: 8}}\n")
+    assert runner.run("a") == ["SKIPPED", "SKIPPED"]
+    result = json.loads((folders / "reports" / "runs" / "a@gpu8" / "result.json").read_text())
+    assert (result["status"], result["sentence"]) == ("SKIPPED", "needs an NVIDIA GPU; this machine has none")
+
+
+# -- pages --------------------------------------------------------------------------------------
+
+
+def test_params_say_where_they_come_from(write):
+    write(VARIANTS)
+    said = catalogue.flat_with_origins("a@two", exams.parse_set("n=2 temperature=1.0"))
+    origins = {line.split(":")[0].strip(): line.partition("# ")[2] for line in said.splitlines()}
+    assert origins["n"] == "SET" and origins["seed"] == "params/a.yaml line 10, variant two" and origins["top_p"] == "default"
+    assert origins["max_num_seqs"] == "params/a.yaml line 9, variant two"
+    assert params.check(yaml.safe_load(said)) == exams.load("a@two", exams.parse_set("n=2 temperature=1.0"))
+
+
+def test_the_list_says_what_each_needs(write, monkeypatch):
+    monkeypatch.setattr(platforms, "gpus", lambda: ())
+    write("run: a\ntitle: Eight of them\nrequires: {device: gpu, gpus: 8}\n")
+    write("run: b\nrequires: {device: cpu}\n", "b.yaml")
+    write("run: c\nsead: 1\n", "c.yaml")
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in catalogue.listing().splitlines()}
+    assert lines["a"] == "8 GPUs needs an NVIDIA GPU; this machine has none Eight of them"
+    assert lines["b"] == "a CPU, no GPU yes"
+    assert lines["c"] == "? no: params/c.yaml line 2: unknown key 'sead' (value 1); did you mean 'seed'?"
+
+
+def test_the_reference_is_kept_true():
+    assert (ROOT / "docs" / "params.md").read_text() == catalogue.reference(), "outdated: run `make docs`"
+
+
+# -- the exams that are shipped -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", exams.names())
+def test_the_shipped_exams_are_right(run):
+    exam = exams.load(run)
+    assert exam.run == run and exam.title
+    if exam.model in models.shapes():
+        models.check(exam, models.facts_of((models.SHAPES / f"{exam.model}.json").read_text()))
+
+
+def test_every_gpu_exam_has_variants_for_1_2_4_and_8():
+    for file in ("verl-qwen2.5-0.5b-gsm8k", "megatron-583m-dp8-sharegpt", "megatron-583m-static"):
+        for count in (1, 2, 4, 8):
+            exam = exams.load(f"{file}@gpu{count}")
+            assert exam.requires.gpus == count == platforms.workers(exam)
+
+
+def test_verls_exam_is_as_verl_writes_it():
+    exam = exams.load("verl-qwen2.5-0.5b-gsm8k@gpu8")
+    assert (exam.num_prompts, exam.n, exam.temperature, exam.top_p, exam.top_k, exam.max_tokens) == (1319, 4, 1.0, 0.7, 50, 1024)
+    assert exam.prompt_suffix == " Let's think step by step and output the final answer after \"####\"."
+    assert exam.engine_args["tensor_parallel_size"] == 2 and exam.engine_args["data_parallel_size"] == 4
+    assert exam.engine_args["max_model_len"] == 2048 + 1024 and exam.engine_args["gpu_memory_utilization"] == 0.9
+
+
+def test_validating_every_exam_is_quick_and_needs_neither_vllm_nor_torch():
+    code = ("import sys, time; began = time.perf_counter()\nfrom workbook import exams\nfor run in exams.names(): exams.load(run)\n"
+            "print(len(exams.names()), time.perf_counter() - began, *sorted({'vllm', 'torch', 'transformers'} & set(sys.modules)))")
+    count, seconds, *loaded = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True).stdout.split()
+    assert int(count) >= 15 and float(seconds) < 2 and loaded == []
