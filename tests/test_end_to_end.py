@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import yaml
 from conftest import ROOT, command, environment
-from workbook import goldens, models, scraps
+from workbook import embedded, goldens, params, scraps
 
 pytestmark = pytest.mark.engine
 
@@ -77,7 +78,7 @@ def test_run_all_runs_what_it_can_and_reports_the_rest(place, first):
     assert first.returncode == 2, first.stderr
     assert result(place)["status"] == "NO_GOLDEN" and "no golden of 'tiny'" in result(place)["sentence"]
     assert result(place, "huge")["status"] == "SKIPPED" and result(place, "huge")["sentence"].startswith("needs ")
-    assert result(place, "wrong")["sentence"] == "params/wrong.yaml: unknown key 'num_promts' (value 3); did you mean 'num_prompts'?"
+    assert result(place, "wrong")["sentence"] == "params/wrong.yaml line 2: unknown key 'num_promts' (value 3); did you mean 'num_prompts'?"
     assert "tiny · generate" in first.stderr and "Start the engine" in first.stderr
     assert psutil.Process().children(recursive=True) == []
 
@@ -96,7 +97,7 @@ def test_every_answer_is_recorded_with_engine_side_times(place, first):
     again = [rows.output_tokens.sum() / rows.finished_s.max() for _, rows in requests.groupby("repetition")]
     assert speed == pytest.approx(again)
     record = json.loads((folder / "run.json").read_text())
-    assert record["prefix_cache_hits"] == 0 and record["subject"]["weights_sha256"] == models.EMBEDDED_SHA256
+    assert record["prefix_cache_hits"] == 0 and record["subject"]["weights_sha256"] == embedded.WEIGHTS_SHA256
     assert (folder / "engine.log").stat().st_size > 1000
 
 
@@ -144,7 +145,7 @@ def test_other_weights_are_caught(place, blessed, tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
     damaged = tmp_path / "damaged"
-    shutil.copytree(models.prepare(), damaged)
+    shutil.copytree(embedded.prepare(), damaged)
     tensors = load_file(damaged / "model.safetensors")
     name = "model.layers.15.mlp.down_proj.weight"
     torch.manual_seed(0)
@@ -206,8 +207,9 @@ def test_generate_runs_by_plain_papermill(place, tmp_path):
 
 @pytest.mark.parametrize("words, said", [
     (("run", "nothing"), "goldbook: params/nothing.yaml: no such run; expected one of tiny"),
-    (("run", "tiny", "--set", "temprature=1"), "goldbook: params/tiny.yaml: unknown key 'temprature' (value 1); did you mean 'temperature'?"),
-    (("run", "tiny", "--model", "/nowhere"), "goldbook: key 'model' is '/nowhere': no such folder; expected 'smollm2-135m-instruct' or a local model folder"),
+    (("run", "tiny", "--set", "temprature=1"), "goldbook: SET: unknown key 'temprature' (value 1); did you mean 'temperature'?"),
+    (("run", "tiny", "--model", "/nowhere"), "goldbook: key 'model' is '/nowhere': no such folder; expected 'smollm2-135m-instruct', a local model folder, a hub id owner/name@revision, "
+                                            "or one of the shapes megatron-583m, megatron-583m-18x64, qwen2.5-0.5b"),
     (("bless", "tiny", "--reason", " "), "goldbook: REASON is empty; expected a sentence that says why this becomes the golden"),
 ])
 def test_bad_input_is_one_sentence_before_anything_starts(place, words, said):
@@ -224,6 +226,104 @@ def test_bad_input_in_a_notebook_is_one_sentence(place, tmp_path):
     assert done.returncode != 0
     error = next(o for c in nbformat.read(out, as_version=4).cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error")
     assert error.traceback == ["BadInput: parameters: unknown key 'num_promts' (value 2); did you mean 'num_prompts'?"]
+
+
+WIDE = """
+run: wide
+title: "Data parallel 2 over two cores, synthetic weights, a sweep"
+subject: random
+input_len: 24
+output_len: 8
+num_prompts: 8
+chat_template: false
+max_tokens: 0
+ignore_eos: true
+model: smollm2-135m-instruct
+weights: dummy
+engine: async
+engine_args: {max_model_len: 64, kv_cache_memory_bytes: 67_108_864, enforce_eager: true}
+concurrency: [1, 8]
+repetitions: 2
+gates: {output_tok_s@8: {}}
+variants:
+  dp2: {engine_args: {data_parallel_size: 2}}
+  gpu64: {requires: {device: gpu, gpus: 64}}
+"""
+
+
+def test_a_variant_over_two_engines_with_synthetic_weights(place):
+    """The file's other variant is skipped; every point of the sweep is measured, and both engines answer."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.fail("this test wants two CPU cores")
+    (place / "params" / "wide.yaml").write_text(WIDE)
+    done = call(place, "run", "wide")
+    (place / "params" / "wide.yaml").unlink()
+    found, folder = result(place, "wide@dp2"), place / "reports" / "runs" / "wide@dp2"
+    assert (done.returncode, found["status"], result(place, "wide@gpu64")["status"]) == (0, "NO_GOLDEN", "SKIPPED"), done.stderr
+    requests = pd.read_parquet(folder / "requests.parquet")
+    assert requests.groupby(["repetition", "point"]).size().to_dict() == {(1, 1): 1, (1, 8): 8, (2, 1): 1, (2, 8): 8}
+    assert requests[requests.point == 8].groupby("replica").size().tolist() == [8, 8], "the least loaded of two takes the next"
+    assert np.isfinite(requests.last_token_s).all() and (requests.output_tokens == 8).all() and (requests.prompt_tokens == 24).all()
+    assert {"output_tok_s@1", "output_tok_s@8", "ttft_p50_ms@8"} < set(found["metrics"]) and found["validity"]["problems"] == []
+    answers = {q["question"]: q["answer"] for q in found["questions"]}
+    assert "synthetic weights" in answers["Right or wrong?"] and answers["Do they pull together?"].startswith("2 replicas answered")
+    assert found["drift"] is None and found["subject"]["weights_sha256"] == "synthetic"
+    again = params.check(yaml.safe_load((folder / "params.yaml").read_text()))
+    assert again.run == "wide@dp2" and again.engine_args["data_parallel_size"] == 2
+    assert psutil.Process().children(recursive=True) == []
+
+
+def test_speculative_decoding_says_what_it_accepts(place, tmp_path):
+    """With a user's own prompts, which repeat themselves so that the last words predict the next."""
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps({"prompt": f"Repeat ten times: {word} {word} {word}"}) + "\n" for word in ("red", "blue")))
+    (place / "params" / "drafted.yaml").write_text(f"""
+run: drafted
+subject: jsonl
+subject_path: {tmp_path / "own.jsonl"}
+num_prompts: 2
+max_tokens: 24
+ignore_eos: true
+engine_args:
+  max_model_len: 256
+  kv_cache_memory_bytes: 67_108_864
+  enforce_eager: true
+  speculative_config: {{method: ngram, num_speculative_tokens: 3, prompt_lookup_max: 3}}
+repetitions: 1
+""")
+    done = call(place, "run", "drafted")
+    (place / "params" / "drafted.yaml").unlink()
+    assert done.returncode == 0, done.stderr
+    assert 0 < result(place, "drafted")["metrics"]["acceptance_pct"]["median"] <= 100
+
+
+def test_an_adapter_is_on_every_request(tmp_path):
+    """An adapter of zeros changes nothing, one of noise does; read by a real engine in a process of its own."""
+    import torch
+    from safetensors.torch import save_file
+    for name, size in (("zeros", 0.0), ("noise", 0.2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none"}))
+        torch.manual_seed(0)
+        layers = [f"base_model.model.model.layers.{i}.self_attn.q_proj" for i in range(30)]
+        save_file({f"{layer}.lora_A.weight": torch.randn(8, 576, dtype=torch.bfloat16) * 0.1 for layer in layers}
+                  | {f"{layer}.lora_B.weight": torch.randn(576, 8, dtype=torch.bfloat16) * size for layer in layers}, folder / "adapter_model.safetensors")
+    code = f"""
+import sys
+from pathlib import Path
+from workbook import engines, models, params
+if __name__ == "__main__":
+    args = {{"max_model_len": 64, "kv_cache_memory_bytes": 67_108_864, "enforce_eager": True, "lora_modules": {{"mine": sys.argv[1]}}}}
+    exam = params.check({{"run": "x", "engine_args": args}})
+    engine = engines.start_reader(exam, models.resolve(exam), Path({str(tmp_path / "engine.log")!r}))
+    print(sum(engine.logprobs([([1, 2, 3], [4, 5, 6])])[0]))
+    engine.close()
+"""
+    def read(name):
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], env=environment(), capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, (tmp_path / "engine.log").read_text()[-2000:]
+        return float(done.stdout.split()[-1])
+    assert abs(read("zeros") - read("noise")) > 0.1
 
 
 def test_a_second_run_while_one_is_going_is_refused(place):

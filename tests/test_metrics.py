@@ -35,18 +35,54 @@ def test_one_token_has_no_time_per_output_token():
 
 
 def test_every_metric_is_described():
-    assert set(metrics.of_repetition(rows())) == set(metrics.METRICS)
+    assert set(metrics.of_repetition(rows())) | {"acceptance_pct"} == set(metrics.METRICS)
 
 
 def test_percentiles_are_never_pooled():
-    both = pd.concat([rows().assign(session=1, repetition=1), rows(last_token_s=[2.5, 5.0]).assign(session=1, repetition=2)])
+    both = pd.concat([rows().assign(session=1, repetition=1, point=0), rows(last_token_s=[2.5, 5.0]).assign(session=1, repetition=2, point=0)])
     assert list(metrics.by_repetition(both).e2e_p50_ms) == pytest.approx([2750, 3750])
     assert list(metrics.table(metrics.by_repetition(both)).columns) == ["metric", "unit", "repetition 1", "repetition 2", "definition"]
 
 
+def test_a_sweep_has_a_column_for_each_point():
+    both = pd.concat([rows().assign(session=1, repetition=1, point=p) for p in (8, 32)])
+    found = metrics.by_repetition(both)
+    assert {"output_tok_s@8", "output_tok_s@32"} < set(found) and "output_tok_s" not in found
+    assert metrics.headline(found) == "output_tok_s@32" and metrics.kind("output_tok_s@8").unit == "tok/s"
+    assert metrics.headline(["output_tok_s", "ttft_p50_ms"]) == "output_tok_s" and metrics.headline(["ttft_p50_ms"]) == ""
+    assert metrics.sessions(found, "output_tok_s@8") == [[pytest.approx(10)]] and metrics.sessions(found, "acceptance_pct") == []
+
+
+def test_acceptance_comes_from_the_engines_counters():
+    counted = {"vllm:spec_decode_num_draft_tokens": 40.0, "vllm:spec_decode_num_accepted_tokens": 30.0}
+    found = metrics.by_repetition(rows().assign(session=1, repetition=1, point=0), [{"session": 1, "repetition": 1, "point": 0, "counters": counted}])
+    assert found.acceptance_pct.tolist() == [75.0]
+    assert "acceptance_pct" not in metrics.by_repetition(rows().assign(session=1, repetition=1, point=0), [{"session": 1, "repetition": 1, "point": 0, "counters": {}}])
+
+
+class Echo:
+    """An engine that answers at once: what is tested is which requests reach it."""
+
+    def counters(self):
+        return {"calls": 1.0}
+
+    def generate(self, requests, bar):
+        return [Answer(r.prompt_id, r.sample, "7", [5], 3, 8, "stop", 1.0, 1.0, 1.0, 1.0, replica=r.prompt_id % 2) for r in requests]
+
+
+def test_a_sweep_sends_the_first_requests_of_each_size():
+    batch = load.requests(EXAM, [Question(i, "q", [1], 8, None) for i in range(2)])
+    done = load.measure(Echo(), batch, 2, [1, 4])
+    assert [(r.number, r.point, len(r.answers)) for r in done] == [(1, 1, 1), (1, 4, 4), (2, 1, 1), (2, 4, 4)]
+    assert [r.point for r in load.measure(Echo(), batch, 1)] == [0]
+    frame = load.requests_frame(done)
+    assert frame.groupby(["repetition", "point"]).size().tolist() == [1, 4, 1, 4] and set(frame.replica) == {0, 1}
+    assert [(p["repetition"], p["point"]) for p in load.passes(done)] == [(1, 1), (1, 4), (2, 1), (2, 4)]
+
+
 def repetition() -> load.Repetition:
     answers = [Answer(0, s, "7", [5, 6], 3, 8, "stop", 100.1, 100.2, 100.5, 101.0) for s in (0, 1)]
-    return load.Repetition(1, 100.0, 101.5, answers, {})
+    return load.Repetition(1, 0, 100.0, 101.5, answers, {})
 
 
 def test_rows_count_from_the_arrival():

@@ -58,7 +58,7 @@ def test_the_environment_has_what_it_declares():
 
 
 def test_modules_fit_in_one_sitting_and_import_no_vllm():
-    for path in (ROOT / "notebooks" / "workbook").glob("*.py"):
+    for path in (ROOT / "notebooks" / "workbook").rglob("*.py"):
         source = path.read_text()
         assert len(source.splitlines()) <= 350, path
         assert not re.search(r"^(import|from) (vllm|torch)", source, re.M), path

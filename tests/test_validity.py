@@ -7,7 +7,7 @@ EXAM = params.check({"run": "x", "num_prompts": 2, "repetitions": 2, "warmup": 1
 
 
 def rows(**columns):
-    base = [{"session": 1, "repetition": r, "prompt_id": p, "sample": 0, "finish_reason": "stop", "output_tokens": 8, "max_tokens": 8,
+    base = [{"session": 1, "repetition": r, "point": 0, "replica": 0, "prompt_id": p, "sample": 0, "finish_reason": "stop", "output_tokens": 8, "max_tokens": 8,
              "first_token_s": 0.1, "last_token_s": 0.2} for r in (1, 2) for p in (0, 1)]
     return pd.DataFrame(base).assign(**columns)
 
@@ -32,8 +32,17 @@ def test_a_complete_session_has_no_problem():
     (rows(), {"logprobs": [[-0.1, None]]}, "the model gives 1 log-probabilities that are not finite numbers"),
     (rows(finish_reason="length", output_tokens=[8, 8, 8, 5]), {"exam": EXAM.model_copy(update={"ignore_eos": True})},
      "1 answers are shorter than asked for although end-of-sequence is ignored (is max_model_len too small?)"),
+    (pd.concat([rows(), rows(prompt_id=[2, 3, 2, 3])]), {"exam": EXAM.model_copy(update={"num_prompts": 4, "engine_args": {"data_parallel_size": 2}}), "answers": ("7",) * 4},
+     "replica 1 of 2 answered nothing: it is dead, or no request reaches it"),
     (rows(), {"exam": EXAM.model_copy(update={"weights_sha256": "b" * 64})},
      "the weights loaded have SHA-256 aaaaaaaaaaaa...; key 'weights_sha256' asserts bbbbbbbbbbbb..."),
 ])
 def test_problems(requests, options, problem):
     assert check(requests, **options).problems == [problem]
+
+
+def test_every_point_of_a_sweep_is_expected():
+    exam = EXAM.model_copy(update={"concurrency": [1, 2]})
+    sweep = pd.concat([rows(point=2), rows(point=1)[rows().prompt_id == 0]])
+    assert check(sweep, exam).expected == check(sweep, exam).arrived == 6 and check(sweep, exam).problems == []
+    assert check(sweep.iloc[1:], exam).problems == ["1 of 6 answers are missing or failed (no row)"]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workbook import files, paths
 from workbook.errors import BadInput
-from workbook.metrics import METRICS
+from workbook.metrics import kind
 
 SCHEMA_VERSION = 1
 
@@ -128,8 +128,8 @@ def session_of(record: dict[str, Any], by_repetition: pd.DataFrame,
         scores: rows of `scores.parquet` with prompt_id, sample and correct; None without a scorer.
         sequences: golden token sequences with their log-probabilities.
     """
-    samples = {name: Samples(unit=kind.unit, direction=kind.direction, sessions=[[_rounded(v) for v in by_repetition[name]]])
-               for name, kind in METRICS.items() if by_repetition[name].notna().all()}
+    samples = {name: Samples(unit=kind(name).unit, direction=kind(name).direction, sessions=[[_rounded(v) for v in by_repetition[name]]])
+               for name in by_repetition if by_repetition[name].notna().all()}
     return Golden(
         run=record["params"]["run"], key=key_of(record), subject=record["subject"], environment=record["machine"],
         controls={name: [[_rounded(v) for v in values]] for name, values in record["controls"].items()},

@@ -5,7 +5,9 @@ TTFT = first token - scheduled arrival. TPOT = (last token - first token) / (out
 E2E = last token - scheduled arrival. Per-request tok/s = output tokens / E2E.
 Percentiles are taken within a repetition, never over pooled repetitions.
 """
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,7 +33,20 @@ METRICS = {
     "e2e_p99_ms": Metric("ms", "lower", "99th percentile of the time to the last token"),
     "queue_p50_ms": Metric("ms", "lower", "median wait for the scheduler, from the scheduled arrival"),
     "makespan_s": Metric("s", "lower", "first scheduled arrival to the last answer in hand"),
+    "acceptance_pct": Metric("%", "higher", "accepted / drafted tokens of speculative decoding, where there is any"),
 }
+THROUGHPUT = "output_tok_s"
+
+
+def kind(name: str) -> Metric:
+    """What a metric is, by its name with or without the point of a sweep (`output_tok_s@32`)."""
+    return METRICS[name.partition("@")[0]]
+
+
+def headline(names: Iterable[str]) -> str:
+    """The one throughput to show of a run's metrics: a sweep's is that of its largest point; empty if there is none."""
+    found = [name for name in names if name.partition("@")[0] == THROUGHPUT]
+    return max(found, key=lambda name: int(name.partition("@")[2] or 0), default="")
 
 
 def of_repetition(rows: pd.DataFrame) -> dict[str, float]:
@@ -63,17 +78,41 @@ def of_repetition(rows: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def by_repetition(requests: pd.DataFrame) -> pd.DataFrame:
-    """Metrics of every repetition: a row each, indexed by (session, repetition)."""
-    groups = requests.groupby(["session", "repetition"])
-    return pd.DataFrame({key: of_repetition(rows) for key, rows in groups}).T.rename_axis(["session", "repetition"])
+def by_repetition(requests: pd.DataFrame, passes: Sequence[dict[str, Any]] = ()) -> pd.DataFrame:
+    """Metrics of every repetition: a row each, indexed by (session, repetition); a sweep has a column for each
+    metric and point.
+
+    Args:
+        requests: rows of `load.requests_frame`.
+        passes: what a run's record has of each pass: session, repetition, point and the growth of the engine's counters.
+    """
+    rows: dict[tuple[int, int], dict[str, float]] = {}
+    for (session, repetition, point), group in requests.groupby(["session", "repetition", "point"]):
+        rows.setdefault((session, repetition), {}).update(_at(point, of_repetition(group)))
+    for p in passes:
+        rows[p["session"], p["repetition"]].update(_at(p["point"], _of_counters(p["counters"])))
+    return pd.DataFrame(rows).T.rename_axis(["session", "repetition"])
+
+
+def sessions(by_repetition: pd.DataFrame, name: str) -> list[list[float]]:
+    """A metric's samples, a list for each session; empty if it was not measured."""
+    return [list(group) for _, group in by_repetition[name].groupby(level="session")] if name in by_repetition else []
+
+
+def _at(point: int, values: dict[str, float]) -> dict[str, float]:
+    return {f"{name}@{point}": value for name, value in values.items()} if point else values
+
+
+def _of_counters(growth: dict[str, float]) -> dict[str, float]:
+    drafted = growth.get("vllm:spec_decode_num_draft_tokens", 0)
+    return {"acceptance_pct": 100 * growth.get("vllm:spec_decode_num_accepted_tokens", 0) / drafted} if drafted else {}
 
 
 def table(by_repetition: pd.DataFrame) -> pd.DataFrame:
     """For reading: a row per metric with its unit, a column per repetition, and the definition."""
     values = {f"repetition {number}": by_repetition.loc[(session, number)].to_numpy() for session, number in by_repetition.index}
-    return pd.DataFrame({"metric": by_repetition.columns, "unit": [METRICS[m].unit for m in by_repetition], **values,
-                         "definition": [METRICS[m].definition for m in by_repetition]})
+    return pd.DataFrame({"metric": by_repetition.columns, "unit": [kind(m).unit for m in by_repetition], **values,
+                         "definition": [kind(m).definition for m in by_repetition]})
 
 
 def _percentile(values: pd.Series, q: float) -> float:

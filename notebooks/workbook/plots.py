@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from workbook.metrics import THROUGHPUT, headline
+
 matplotlib.style.use("petroff10")
 
 
@@ -85,10 +87,34 @@ def telemetry(frame: pd.DataFrame, windows: list[tuple[float, float]]) -> Figure
     return figure
 
 
+def sweep(metrics: dict[str, dict]) -> Figure:
+    """Output tok/s over the points of a sweep, every repetition, beside the golden's.
+
+    Args:
+        metrics: the table of `results.metric_table`.
+    """
+    figure, axes = _axes(7.2, 3.0)
+    rows = sorted((int(name.partition("@")[2]), row) for name, row in metrics.items() if name.startswith(f"{THROUGHPUT}@"))
+    sizes = [size for size, _ in rows]
+    for key, label, colour, marker in (("golden_sessions", "golden", "C0", "o"), ("sessions", "this run", "C1", "D")):
+        samples = [np.concatenate(row[key]) if row[key] else np.array([]) for _, row in rows]
+        if all(len(s) for s in samples):
+            axes.plot(sizes, [np.median(s) for s in samples], color=colour, marker=marker, ms=5, label=f"{label}, median")
+            axes.scatter(np.repeat(sizes, [len(s) for s in samples]), np.concatenate(samples), color=colour, marker=marker, s=12, alpha=0.6)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.set_xlabel("requests in a batch")
+    axes.set_ylabel("output tok/s")
+    axes.set_title(f"Throughput by batch size (n = {sum(len(s) for s in rows[0][1]['sessions'])} repetitions; higher is better)", fontsize=10)
+    axes.legend(loc="best", frameon=False, fontsize=8)
+    return figure
+
+
 def throughput_overview(results: list[dict]) -> Figure | None:
     """Output tok/s of every run relative to its golden's median, with the tolerated band; None without any."""
-    rows = [(r["run"], r["metrics"]["output_tok_s"], r["gates"].get("output_tok_s", {}).get("delta")) for r in results
-            if r["metrics"].get("output_tok_s", {}).get("sessions")]
+    named = [(r, headline(r["metrics"])) for r in results]
+    rows = [(r["run"], r["metrics"][name], r["gates"].get(name, {}).get("delta")) for r, name in named if name and r["metrics"][name]["sessions"]]
     if not rows:
         return None
     figure, axes = _axes(8.4, 0.9 + 0.55 * len(rows))

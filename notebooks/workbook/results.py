@@ -22,7 +22,7 @@ def judge_metric(name: str, gate: Gate, golden: goldens.Golden, sessions: list[l
     known = golden.metrics.get(name)
     if known is None:
         return {"status": "INVALID", "sentence": f"{name} is gated and the golden does not have it"}
-    if not np.isfinite(sessions[0]).all():
+    if not sessions or not np.isfinite(np.concatenate(sessions)).all():
         return {"status": "INVALID", "sentence": f"{name} is gated and could not be measured"}
     verdict = verdicts.judge(known.sessions, sessions, direction=known.direction, delta=gate.delta, margin=gate.margin)
     shifts = [verdicts.change(x, known.direction) * 100 for x in (verdict.effect, verdict.low, verdict.high)]
@@ -79,22 +79,35 @@ def judge_drift(golden: goldens.Golden, logprobs: list[list[float]]) -> dict[str
                                         f"(99th percentile {found.p99:.4f}, limit {found.tolerance})"}
 
 
-def five_questions(exam: Exam, validity: Completeness, busy: dict[str, float], gpus: int, gated: dict, no_golden: str,
+def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], requests: pd.DataFrame, gated: dict, no_golden: str,
                    right: dict | None, drifted: dict | None) -> list[dict[str, str]]:
-    """The first screen: what every reader wants to know, in words and numbers."""
-    arrived = f"{validity.arrived:,} of {validity.expected:,} answers ({exam.num_prompts} prompts × {_count(exam.n, 'sample')} × {_count(exam.repetitions, 'repetition')}); {validity.empty:.0%} empty"
+    """The first screen: what every reader wants to know, in words and numbers.
+
+    Args:
+        record, requests: the run's `run.json` and `requests.parquet`.
+    """
+    asked = f"batches of {', '.join(map(str, exam.concurrency))}" if exam.concurrency else f"{exam.num_prompts:,} prompts × {_count(exam.n, 'sample')}"
+    arrived = f"{validity.arrived:,} of {validity.expected:,} answers ({asked} × {_count(exam.repetitions, 'repetition')}); {validity.empty:.0%} empty"
     arrived += "" if exam.ignore_eos else f", {validity.cut_off:.0%} cut off at {exam.max_tokens} tokens"
-    full = ", ".join(f"{name.removesuffix('_busy_pct').upper()} {value:.0f} % busy" for name, value in busy.items()) or "the load was too short to sample"
+    full = ", ".join(f"{name.removesuffix('_busy_pct').upper()} {value:.0f} % busy" for name, value in record["busy"].items()) or "the load was too short to sample"
     speed = "; ".join(g["sentence"] for g in gated.values()) or no_golden or "no metric is gated"
-    correct = "; ".join(p["sentence"] for p in (right, drifted) if p) or "not scored"
-    one = "one engine on one " + ("GPU" if gpus else "CPU") + ": nothing to balance"
+    correct = "; ".join(p["sentence"] for p in (right, drifted) if p) or ("synthetic weights: speed only, nothing to judge" if exam.weights == "dummy" else "not scored")
     return [
         {"question": "Did every answer arrive?", "answer": "; ".join([arrived, *validity.problems])},
         {"question": "Are the accelerators full?", "answer": full},
-        {"question": "Do they pull together?", "answer": one if gpus <= 1 else f"one engine over {gpus} GPUs"},
+        {"question": "Do they pull together?", "answer": _balance(requests, len(record["machine"]["gpus"]))},
         {"question": "Faster or slower than the golden?", "answer": speed},
         {"question": "Right or wrong?", "answer": correct},
     ]
+
+
+def _balance(requests: pd.DataFrame, gpus: int) -> str:
+    """How evenly the output tokens are spread over the replicas that answered, in the whole session."""
+    tokens = requests.groupby("replica").output_tokens.sum()
+    if len(tokens) == 1:
+        return f"one engine over {gpus} GPUs" if gpus > 1 else f"one engine on one {'GPU' if gpus else 'CPU'}: nothing to balance"
+    each = ", ".join(f"{count:,}" for count in tokens)
+    return f"{len(tokens)} replicas answered, with {each} output tokens: the busiest has {tokens.max() / tokens.mean():.2f} × the mean"
 
 
 def _count(number: int, what: str) -> str:
@@ -104,11 +117,11 @@ def _count(number: int, what: str) -> str:
 def metric_table(by_repetition: pd.DataFrame, golden: goldens.Golden | None) -> dict[str, dict]:
     """Samples, median and golden median of every metric, for `result.json`."""
     table = {}
-    for name, kind in metrics.METRICS.items():
-        known = golden.metrics.get(name) if golden else None
+    for name in by_repetition:
+        kind, known = metrics.kind(name), golden.metrics.get(name) if golden else None
         table[name] = {
             "unit": kind.unit, "direction": kind.direction,
-            "sessions": [list(group) for _, group in by_repetition[name].groupby(level="session")],
+            "sessions": metrics.sessions(by_repetition, name),
             "median": by_repetition[name].median(),
             "golden_sessions": known.sessions if known else None,
             "golden_median": float(np.median(np.concatenate(known.sessions))) if known else None,

@@ -16,7 +16,7 @@ class Completeness:
     """What came back of what was asked.
 
     Attributes:
-        expected, arrived: answers, prompts x n x repetitions.
+        expected, arrived: answers, prompts x n x repetitions (in a sweep, of every point).
         empty: share of answers without a visible character.
         cut_off: share stopped by `max_tokens` (of no meaning under `ignore_eos`).
         problems: sentences, each of which makes the run INVALID.
@@ -38,10 +38,10 @@ def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weig
         cached: prompt tokens served by the prefix cache while measuring.
         logprobs: log-probabilities of fixed sequences, None where they are not finite.
     """
-    expected = exam.num_prompts * exam.n * exam.repetitions
+    expected = exam.requests_a_repetition * exam.repetitions
     done = requests[requests.finish_reason.isin(FINISHED) & (requests.output_tokens > 0)]
     problems = []
-    missing = expected - len(done.drop_duplicates(["session", "repetition", "prompt_id", "sample"]))
+    missing = expected - len(done.drop_duplicates(["session", "repetition", "point", "prompt_id", "sample"]))
     if missing:
         reasons = Counter(requests.finish_reason) - Counter(done.finish_reason)
         problems.append(f"{missing} of {expected} answers are missing or failed ({dict(reasons) or 'no row'})")
@@ -51,6 +51,9 @@ def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weig
         problems.append(f"generations.parquet has {len(generations)} rows; expected {exam.num_prompts * exam.n}")
     if requests[["first_token_s", "last_token_s"]].isna().any(axis=None):
         problems.append("the engine gave no times for some requests")
+    replicas = exam.engine_args.get("data_parallel_size", 1)
+    if len(requests) >= 4 * replicas and (idle := sorted(set(range(replicas)) - set(requests.replica))):
+        problems.append(f"{_which(idle)} of {replicas} answered nothing: it is dead, or no request reaches it")
     if exam.ignore_eos and len(short := done[done.output_tokens != done.max_tokens]):
         problems.append(f"{len(short)} answers are shorter than asked for although end-of-sequence is ignored (is max_model_len too small?)")
     if cached and exam.warmup + exam.repetitions > 1:
@@ -61,3 +64,7 @@ def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weig
         problems.append(f"the weights loaded have SHA-256 {weights[:12]}...; key 'weights_sha256' asserts {exam.weights_sha256[:12]}...")
     empty = generations.answer.str.strip().eq("").mean() if len(generations) else 1.0
     return Completeness(expected, len(done), float(empty), float((requests.finish_reason == "length").mean()), problems)
+
+
+def _which(idle: list[int]) -> str:
+    return f"replica{'' if len(idle) == 1 else 's'} {', '.join(map(str, idle))}"
