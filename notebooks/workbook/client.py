@@ -115,7 +115,7 @@ class _Connection(asyncio.Protocol):
         self.status = self.parser.get_status_code()
 
     def on_message_complete(self) -> None:
-        self.whole = True
+        self.whole, self.keep = True, self.parser.should_keep_alive()  # the parser forgets it after this
 
     def connection_lost(self, error: Exception | None) -> None:
         self.open = False
@@ -152,7 +152,7 @@ class _Connection(asyncio.Protocol):
             fault, sentence = self.client.refusal(self.status, b"".join(self.body))
         elif self.whole and not self.is_stream:
             fault, sentence = "not_a_stream", "the answer is no event stream: expected a server that honours 'stream'"
-        keep = self.whole and self.open and self.parser.should_keep_alive()
+        keep = self.whole and self.keep and self.open
         self.parser = self.on_body = None  # it and this connection hold on to each other
         if keep:
             self.client.idle.append(self)
