@@ -135,6 +135,8 @@ class Connection(asyncio.Protocol):
         if self.url == "/log":
             lines, self.server.log = self.server.log, []
             return self.answer(200, b"\n".join(map(msgspec.json.encode, lines)))
+        if self.url == "/count":
+            return self.answer(200, b"%d" % self.server.count)
         if self.url == "/v1/models":
             return self.answer(200, b'{"object":"list","data":[{"id":"scripted","object":"model","root":"scripted","created":1,"owned_by":"test"}]}')
         if not self.url.endswith("/completions"):
@@ -263,6 +265,11 @@ class Running:
         """What was written since the last call, by the request's id; forgotten by the server."""
         with urllib.request.urlopen(self.url + "/log") as reply:
             return {record["id"]: record for record in map(json.loads, reply.read().splitlines())}
+
+    def count(self) -> int:
+        """How many streams it has begun."""
+        with urllib.request.urlopen(self.url + "/count") as reply:
+            return int(reply.read())
 
 
 @contextlib.contextmanager
