@@ -60,8 +60,8 @@ class Driven:
     """
     started: float
     finished: float = math.nan
-    replies: list[Any] = field(default_factory=list)
-    late_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    replies: list[Any] = field(default_factory=list, repr=False)
+    late_s: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
     complete: bool = True
 
     def behind(self, limit: float = 0.01) -> str:
@@ -144,8 +144,15 @@ def _run(main: Coroutine) -> Any:
         from uvloop import new_event_loop
     except ImportError:
         from asyncio import new_event_loop
+    result = []
+
+    async def kept() -> None:
+        # Not the task's own result: restoring the interrupt handler makes Python write out the task's `repr`, with
+        # the result in it (seen with 3.11), and that of 100,000 replies takes gigabytes.
+        result.append(await main)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(main)
+        runner.run(kept())
+    return result[0]
 
 
 @contextlib.asynccontextmanager

@@ -23,7 +23,7 @@ class Reply:
         error: the fault as a sentence.
     """
     text: str = ""
-    token_ids: array | None = None
+    token_ids: array | None = field(default=None, repr=False)
     prompt_tokens: int = 0
     output_tokens: int = 0
     finish_reason: str | None = None
@@ -31,8 +31,8 @@ class Reply:
     sent: float | None = None
     first_token: float | None = None
     last_token: float | None = None
-    chunk_times: array = field(default_factory=lambda: array("d"))
-    chunk_tokens: array = field(default_factory=lambda: array("I"))
+    chunk_times: array = field(default_factory=lambda: array("d"), repr=False)
+    chunk_tokens: array = field(default_factory=lambda: array("I"), repr=False)
     fault: str = ""
     error: str = ""
 
