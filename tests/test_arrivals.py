@@ -118,3 +118,14 @@ def test_a_driver_runs_where_a_loop_runs_already():
     async def kernel():
         return arrivals.run(arrivals.closed_loop(answering_after(0), requests(3), 2))
     assert asyncio.run(kernel()).replies == [0, 1, 2]
+
+
+def test_the_result_is_never_written_out():
+    """Python's signal module does so with a finished task, result and all, which takes gigabytes for many replies."""
+    class Result:
+        def __repr__(self):
+            raise AssertionError("repr of the result")
+
+    async def main():
+        return Result()
+    assert isinstance(arrivals.run(main()), Result)

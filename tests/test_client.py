@@ -203,15 +203,32 @@ def test_a_server_that_accepts_and_says_nothing():
     assert reply.error == "no byte came for 0.2 s before the first token"
 
 
-def test_something_that_is_not_http():
+STREAM = (b'data: {"choices":[{"text":"a","finish_reason":"stop","token_ids":[1]}]}\n\n'
+          b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\ndata: [DONE]\n\n')
+
+
+@pytest.mark.parametrize("answer, fault, sentence", [
+    (b"SSH-2.0-OpenSSH_9.9\r\n", "malformed", "the answer is not HTTP/1.1 ("),
+    (b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n", "malformed", "the answer is not HTTP/1.1 ("),
+    (b"HTTP/1.1 503 Busy\r\n\r\nno room", "http", "the server answered HTTP 503: no room"),
+    (b"HTTP/1.1 302 Found\r\nlocation: /\r\ncontent-length: 0\r\n\r\n", "http", "the server answered HTTP 302"),
+    (b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + STREAM, "", ""),
+    (b"HTTP/1.0 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n\r\n%b" % (len(STREAM), STREAM), "", ""),
+    (b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + STREAM[:100], "truncated", "the connection closed after 1 tokens, before the end"),
+], ids=["not HTTP", "not chunks", "503 until closed", "302", "until closed", "HTTP/1.0", "cut off"])
+def test_other_servers(answer, fault, sentence):
+    """What they answer, after which they close the connection."""
     async def main():
         async def talk(reader, writer):
-            writer.write(b"SSH-2.0-OpenSSH_9.9\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            writer.close()
         listening = await asyncio.start_server(talk, "127.0.0.1", 0)
         async with listening:
-            return await Client(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", stall_s=1).complete(request())
+            one = Client(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", stall_s=2)
+            return await one.complete(request())
     reply = arrivals.run(main())
-    assert reply.fault == "malformed" and reply.error.startswith("the answer is not HTTP/1.1 (")
+    assert reply.fault == fault and reply.error.startswith(sentence)
 
 
 def test_the_server_dies_during_the_load():
@@ -317,11 +334,11 @@ def test_a_reply_is_the_same_however_it_is_cut(pieces, ascii_only, newline, plac
 
 @pytest.mark.parametrize("data, fault, sentence", [
     (b"data: {oops}\n\n", "malformed", "the stream has an event that is not a completion's JSON ("),
-    (b'data: {"choices":[{"text":7}]}\n\n', "malformed", "the stream has an event that is not a completion's JSON (Expected `str`, got `int`"),
+    (b'data: {"choices":[{"text":7}]}\n\n', "malformed", "the stream has an event that is not a completion's JSON (Expected `str | null`, got `int`"),
     (b'data: {"error":"out of memory"}\n\ndata: [DONE]\n\n', "error_event", "the server sent an error after 0 tokens: out of memory"),
     (b'data: {"choices":[{"text":"a","finish_reason":"abort","token_ids":[1]}],"usage":{"completion_tokens":1}}\n\ndata: [DONE]\n\n', "error_event",
      "the server gave the request up after 1 tokens (finish reason 'abort')"),
-])
+], ids=["not JSON", "not a completion", "error as text", "abort"])
 def test_a_stream_that_is_wrong(data, fault, sentence):
     stream = streams.Stream(streams.Reply())
     stream.take([data], [1.0])

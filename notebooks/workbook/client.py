@@ -90,19 +90,21 @@ class _Connection(asyncio.Protocol):
 
     def parse(self) -> None:
         """Take in what was read so far: HTTP, then the events in it."""
-        body, body_times, feed = self.body, self.body_times, self.parser.feed_data
+        body, body_times, feed, broken = self.body, self.body_times, self.parser.feed_data, None
         try:
             for data, at in zip(self.reads, self.read_times, strict=True):
                 feed(data)
                 while len(body_times) < len(body):
                     body_times.append(at)
         except httptools.HttpParserError as error:
-            self.end("malformed", f"the answer is not HTTP/1.1 ({error})")
+            broken = error
         self.reads, self.read_times = [], []
         if self.is_stream and self.status == 200:
-            self.stream.take(body, body_times)
+            self.stream.take(body[:len(body_times)], body_times)
             body.clear()
             body_times.clear()
+        if broken:
+            self.end("malformed", f"the answer is not HTTP/1.1 ({broken})")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
@@ -148,7 +150,7 @@ class _Connection(asyncio.Protocol):
             return
         self.timer.cancel()
         waiter, self.waiter = self.waiter, None
-        if self.whole and self.status != 200:
+        if self.status not in (0, 200):
             fault, sentence = self.client.refusal(self.status, b"".join(self.body))
         elif self.whole and not self.is_stream:
             fault, sentence = "not_a_stream", "the answer is no event stream: expected a server that honours 'stream'"

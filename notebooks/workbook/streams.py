@@ -38,7 +38,7 @@ class Reply:
 
 
 class _Choice(msgspec.Struct, gc=False):
-    text: str = ""
+    text: str | None = ""
     finish_reason: str | None = None
     token_ids: list[int] | None = None
 
@@ -131,7 +131,7 @@ class Stream:
 
     def _take_choice(self, choice: _Choice, at: float) -> None:
         reply, ids, self._sampled = self.reply, choice.token_ids, True
-        self._texts.append(choice.text)
+        self._texts.append(choice.text or "")
         if choice.finish_reason:
             reply.finish_reason = choice.finish_reason
         if ids:
