@@ -137,12 +137,12 @@ class Connection(asyncio.Protocol):
             return self.answer(200, b"\n".join(map(msgspec.json.encode, lines)))
         if self.url == "/count":
             return self.answer(200, b"%d" % self.server.count)
+        if self.url.startswith("/v1") and self.server.api_key and self.headers.get(b"authorization") != f"Bearer {self.server.api_key}".encode():
+            return self.answer(401, b'{"error":"Unauthorized"}')  # vLLM's middleware says just this
         if self.url == "/v1/models":
             return self.answer(200, b'{"object":"list","data":[{"id":"scripted","object":"model","root":"scripted","created":1,"owned_by":"test"}]}')
         if not self.url.endswith("/completions"):
             return self.answer(200 if self.url in ("/health", "/ping", "/") else 404, b"{}")
-        if self.server.api_key and self.headers.get(b"authorization") != f"Bearer {self.server.api_key}".encode():
-            return self.answer(401, b'{"error":"Unauthorized"}')  # vLLM's middleware says just this
         try:
             body = BODY.decode(b"".join(self.body))
             script = msgspec.convert(self.server.default | (body.script or {}), Script)

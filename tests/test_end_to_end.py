@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 from conftest import ROOT, command, environment
-from workbook import embedded, goldens, params, scraps
+from workbook import embedded, goldens, metrics, params, scraps
 
 pytestmark = pytest.mark.engine
 
@@ -196,13 +196,23 @@ def test_a_cancelled_run_leaves_no_process(place):
 
 
 def test_generate_runs_by_plain_papermill(place, tmp_path):
+    """With a user's own prompts, and speculative decoding, which says what it accepts: the prompts repeat
+    themselves, so that the last words predict the next."""
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps({"prompt": f"Repeat ten times: {word} {word} {word}"}) + "\n" for word in ("red", "blue")))
+    drafted = {"subject": "jsonl", "subject_path": str(tmp_path / "own.jsonl"), "subject_args": {}, "scorers": [], "num_prompts": 2, "max_tokens": 24,
+               "repetitions": 1, "warmup": 0, "ignore_eos": True, "n": 1, "temperature": 0.0, "gates": {},
+               "engine_args": {"max_model_len": 256, "kv_cache_memory_bytes": 67_108_864, "enforce_eager": True,
+                               "speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}}}
     out = tmp_path / "out.ipynb"
     done = subprocess.run([sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "generate.ipynb"), str(out), "-f", str(ROOT / "params" / "smoke.yaml"),
-                           "-p", "num_prompts", "2", "-p", "repetitions", "1", "-p", "warmup", "0", "--cwd", str(ROOT / "notebooks"), "--no-progress-bar"],
+                           "-y", json.dumps(drafted), "--cwd", str(ROOT / "notebooks"), "--no-progress-bar"],
                           env=env(place), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert scraps.read(out)["answers"] == 8
+    assert scraps.read(out)["answers"] == 2
     assert "Passed unknown parameter" not in done.stderr
+    folder = place / "reports" / "runs" / "smoke"
+    passes = json.loads((folder / "run.json").read_text())["repetitions"]
+    assert 0 < metrics.by_repetition(pd.read_parquet(folder / "requests.parquet"), passes).acceptance_pct.iloc[0] <= 100
 
 
 @pytest.mark.parametrize("words, said", [
@@ -247,12 +257,13 @@ repetitions: 2
 gates: {output_tok_s@8: {}}
 variants:
   dp2: {engine_args: {data_parallel_size: 2}}
+  served: {engine: server, replicas: 2, load: closed, num_prompts: 12, repetitions: 1, engine_args: {data_parallel_size: null}}
   gpu64: {requires: {device: gpu, gpus: 64}}
 """
 
 
-def test_a_variant_over_two_engines_with_synthetic_weights(place):
-    """The file's other variant is skipped; every point of the sweep is measured, and both engines answer."""
+def test_two_engines_and_two_servers_with_synthetic_weights(place):
+    """Variants of one file, and one that is skipped; every point of the sweeps is measured, and both halves answer."""
     if len(os.sched_getaffinity(0)) < 2:
         pytest.fail("this test wants two CPU cores")
     (place / "params" / "wide.yaml").write_text(WIDE)
@@ -271,29 +282,11 @@ def test_a_variant_over_two_engines_with_synthetic_weights(place):
     again = params.check(yaml.safe_load((folder / "params.yaml").read_text()))
     assert again.run == "wide@dp2" and again.engine_args["data_parallel_size"] == 2
     assert psutil.Process().children(recursive=True) == []
-
-
-def test_speculative_decoding_says_what_it_accepts(place, tmp_path):
-    """With a user's own prompts, which repeat themselves so that the last words predict the next."""
-    (tmp_path / "own.jsonl").write_text("".join(json.dumps({"prompt": f"Repeat ten times: {word} {word} {word}"}) + "\n" for word in ("red", "blue")))
-    (place / "params" / "drafted.yaml").write_text(f"""
-run: drafted
-subject: jsonl
-subject_path: {tmp_path / "own.jsonl"}
-num_prompts: 2
-max_tokens: 24
-ignore_eos: true
-engine_args:
-  max_model_len: 256
-  kv_cache_memory_bytes: 67_108_864
-  enforce_eager: true
-  speculative_config: {{method: ngram, num_speculative_tokens: 3, prompt_lookup_max: 3}}
-repetitions: 1
-""")
-    done = call(place, "run", "drafted")
-    (place / "params" / "drafted.yaml").unlink()
-    assert done.returncode == 0, done.stderr
-    assert 0 < result(place, "drafted")["metrics"]["acceptance_pct"]["median"] <= 100
+    served = pd.read_parquet(place / "reports" / "runs" / "wide@served" / "requests.parquet")
+    assert result(place, "wide@served")["status"] == "NO_GOLDEN" and result(place, "wide@served")["validity"]["problems"] == []
+    assert served.groupby(["point", "replica"]).size().loc[8].tolist() == [6, 6] and (served.output_tokens == 8).all()
+    assert (served.arrival_s[served.point == 1].diff().dropna() > 0).all(), "one at a time"
+    assert {"itl_p50_ms@8", "ttft_p99_ms@1"} < set(result(place, "wide@served")["metrics"])
 
 
 def test_an_adapter_is_on_every_request(tmp_path):

@@ -191,14 +191,14 @@ def test_every_gpu_exam_has_variants_for_1_2_4_and_8():
     for file in ("verl-qwen2.5-0.5b-gsm8k", "megatron-583m-dp8-sharegpt", "megatron-583m-static"):
         for count in (1, 2, 4, 8):
             exam = exams.load(f"{file}@gpu{count}")
-            assert exam.requires.gpus == count == platforms.workers(exam)
+            assert exam.requires.gpus == count == platforms.workers(exam) * exam.replicas
 
 
 def test_verls_exam_is_as_verl_writes_it():
     exam = exams.load("verl-qwen2.5-0.5b-gsm8k@gpu8")
     assert (exam.num_prompts, exam.n, exam.temperature, exam.top_p, exam.top_k, exam.max_tokens) == (1319, 4, 1.0, 0.7, 50, 1024)
     assert exam.prompt_suffix == " Let's think step by step and output the final answer after \"####\"."
-    assert exam.engine_args["tensor_parallel_size"] == 2 and exam.engine_args["data_parallel_size"] == 4
+    assert (exam.engine, exam.replicas, exam.engine_args["tensor_parallel_size"]) == ("server", 4, 2)
     assert exam.engine_args["max_model_len"] == 2048 + 1024 and exam.engine_args["gpu_memory_utilization"] == 0.9
 
 

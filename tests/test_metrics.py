@@ -35,7 +35,7 @@ def test_one_token_has_no_time_per_output_token():
 
 
 def test_every_metric_is_described():
-    assert set(metrics.of_repetition(rows())) | {"acceptance_pct"} == set(metrics.METRICS)
+    assert set(metrics.of_repetition(rows())) | {"acceptance_pct", "preemptions", "prefix_hit_pct", "goodput_s"} | {f"itl_p{q}_ms" for q in metrics.PERCENTILES} == set(metrics.METRICS)
 
 
 def test_percentiles_are_never_pooled():
@@ -72,9 +72,9 @@ class Echo:
 
 def test_a_sweep_sends_the_first_requests_of_each_size():
     batch = load.requests(EXAM, [Question(i, "q", [1], 8, None) for i in range(2)])
-    done = load.measure(Echo(), batch, 2, [1, 4])
+    done = load.measure(Echo(), EXAM.model_copy(update={"concurrency": [1, 4]}), batch, 2)
     assert [(r.number, r.point, len(r.answers)) for r in done] == [(1, 1, 1), (1, 4, 4), (2, 1, 1), (2, 4, 4)]
-    assert [r.point for r in load.measure(Echo(), batch, 1)] == [0]
+    assert [r.point for r in load.measure(Echo(), EXAM, batch, 1)] == [0]
     frame = load.requests_frame(done)
     assert frame.groupby(["repetition", "point"]).size().tolist() == [1, 4, 1, 4] and set(frame.replica) == {0, 1}
     assert [(p["repetition"], p["point"]) for p in load.passes(done)] == [(1, 1), (1, 4), (2, 1), (2, 4)]

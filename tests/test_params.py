@@ -10,6 +10,7 @@ from workbook.errors import BadInput
 
 GOOD = {"run": "x"}
 RANDOM = {"subject": "random", "input_len": 8, "output_len": 4, "max_tokens": 0, "chat_template": False}
+ASYNC = {"engine": "async"}
 WRONG = [
     ({"num_promts": 5}, "parameters: unknown key 'num_promts' (value 5); did you mean 'num_prompts'?"),
     ({"zebra": 5}, "parameters: unknown key 'zebra' (value 5)"),
@@ -25,12 +26,12 @@ WRONG = [
     ({"model": ""}, "parameters: key 'model' is ''; expected a text that is not empty"),
     ({"scorers": "numeric"}, "parameters: key 'scorers' is 'numeric' (text); expected a list"),
     ({"engine_args": [1]}, "parameters: key 'engine_args' is [1] (a list); expected a mapping of keys to values"),
-    ({"engine": "ofline"}, "parameters: key 'engine' is 'ofline'; expected 'offline' or 'async'; did you mean 'offline'?"),
-    ({"requires": {"gpu": 1}}, "parameters: unknown key 'requires.gpu' (value 1)"),
+    ({"engine": "ofline"}, "parameters: key 'engine' is 'ofline'; expected 'offline', 'async', 'server' or 'endpoint'; did you mean 'offline'?"),
+    ({"requires": {"gpu": 1}}, "parameters: unknown key 'requires.gpu' (value 1); did you mean 'gpus'?"),
     ({"gates": {"output_tok_s": {"delta": 5.0}}}, "parameters: key 'gates.output_tok_s.delta' is 5.0; expected less than 1.0"),
     ({"gates": {"output_tok": {}}}, "parameters: key 'gates' names the metric 'output_tok'; expected one that is measured; did you mean 'output_tok_s'?"),
     ({"concurrency": [1, 32], "gates": {"output_tok_s@23": {}}},
-     "parameters: key 'gates' names the metric 'output_tok_s@23'; expected one measured at a point of the sweep, such as 'acceptance_pct@32'; did you mean 'output_tok_s@32'?"),
+     "parameters: key 'gates' names the metric 'output_tok_s@23'; expected one measured at a point of the sweep, such as 'prefix_hit_pct@32'; did you mean 'output_tok_s@32'?"),
     ({"n": 4}, "parameters: key 'n' is 4: temperature 0 gives the same answer every time; expected n = 1 or a temperature above 0"),
     ({"max_tokens": 0}, "parameters: key 'max_tokens' is 0: subject 'chain_sum' has no answer lengths of its own; expected 1 or more"),
     ({"run": "a/b"}, "parameters: key 'run' is 'a/b'; expected a text of the form ^[A-Za-z0-9][A-Za-z0-9._@-]*$"),
@@ -40,6 +41,19 @@ WRONG = [
     ({"weights": "dummy", "weights_sha256": "a" * 64}, "parameters: key 'weights_sha256' is set: with weights: dummy there is nothing to assert; expected ''"),
     ({"concurrency": [8, 1]}, "parameters: key 'concurrency' is [8, 1]; expected different sizes, ascending"),
     ({"concurrency": [1, 8]}, "parameters: key 'concurrency' ends with 8: a batch asks that many of the 32 requests (num_prompts x n) at once; expected the last to be 32"),
+    ({"load": "poisson", "request_rate": 2}, "parameters: key 'load' is 'poisson': the offline engine takes all requests at once; expected batch, or engine: async, server or endpoint"),
+    (ASYNC | {"load": "poisson"}, "parameters: key 'request_rate' is 0: load 'poisson' sends by the clock; expected more than 0, requests a second"),
+    (ASYNC | {"load": "gamma", "request_rate": -1.0}, "parameters: key 'request_rate' is -1.0; expected at least 0.0"),
+    (ASYNC | {"load": "closed"}, "parameters: key 'concurrency' is empty: a closed loop keeps so many requests under way; expected one size or several"),
+    (ASYNC | {"load": "closed", "concurrency": [4], "request_rate": 2},
+     "parameters: key 'request_rate' is 2: load 'closed' has no rate; expected 0, or load: poisson, gamma or burst"),
+    (ASYNC | {"load": "burst", "concurrency": [1, 2], "request_rate": 2}, "parameters: key 'concurrency' is [1, 2]: a burst has one size; expected one"),
+    (ASYNC | {"load": "poisson", "concurrency": [4], "request_rate": 2},
+     "parameters: key 'concurrency' is [4]: requests of load 'poisson' come at a rate, however many are under way; expected []"),
+    ({"engine": "endpoint"}, "parameters: key 'endpoint' is empty: engine 'endpoint' is a server that runs already; expected its URL"),
+    (ASYNC | {"endpoint": "http://x"}, "parameters: key 'endpoint' is 'http://x': engine 'async' is started for the run; expected '', or engine: endpoint"),
+    (ASYNC | {"replicas": 2}, "parameters: key 'replicas' is 2: only servers run side by side; expected 1, or engine: server"),
+    ({"slo": {"tfft_ms": 5}}, "parameters: unknown key 'slo.tfft_ms' (value 5); did you mean 'ttft_ms'?"),
     ({"requires": {"device": "cpu", "gpus": 2}}, "parameters: key 'requires.gpus' is 2: the exam requires the device 'cpu'; expected 0"),
     ({"subject": "jsonl"}, "parameters: key 'subject_path' is empty: subject 'jsonl' is read from a file; expected its path"),
     ({"subject_path": "x"}, "parameters: key 'subject_path' is 'x': subject 'chain_sum' is generated; expected '', or one of the subjects gsm8k, jsonl, sharegpt"),

@@ -7,7 +7,7 @@ import yaml
 from workbook import exams, platforms
 from workbook.errors import BadInput
 from workbook.exams import Written
-from workbook.params import WORK_KEYS, Exam, Gate, Requires
+from workbook.params import WORK_KEYS, Exam, Gate, Requires, Slo
 
 
 def flat_with_origins(run: str, overrides: Written | None = None) -> str:
@@ -59,7 +59,7 @@ def reference() -> str:
         lines.append(f"| `{name}`{mark} | {_type(field.annotation)}{_limits(field)} | {_default(field)} | {_cell(field.description)} |")
     lines += ["", "◆ defines the work: a golden is comparable only where all of these are equal (and the prompts, by their hash, and the platform). "
               "Everything else is what an exam puts to the test, or how it is judged.", ""]
-    for key, section in (("requires", Requires), ("gates.<metric>", Gate)):
+    for key, section in (("requires", Requires), ("slo", Slo), ("gates.<metric>", Gate)):
         inner = "; ".join(f"`{n}` {_type(f.annotation)}{_limits(f)}, default {_default(f)}" for n, f in section.model_fields.items())
         lines.append(f"- `{key}`: {inner}")
     return "\n".join(lines) + "\n"
@@ -87,7 +87,7 @@ def _type(annotation: Any) -> str:
         return f"list of {_type(args[0])}"
     if origin is dict:
         return "mapping"
-    if isinstance(annotation, type) and issubclass(annotation, Requires | Gate):
+    if isinstance(annotation, type) and issubclass(annotation, Requires | Slo | Gate):
         return "mapping"
     return {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "anything"}.get(annotation, str(annotation))
 
@@ -101,7 +101,7 @@ def _limits(field: Any) -> str:
 def _default(field: Any) -> str:
     if field.is_required():
         return "must be given"
-    value = field.default.model_dump() if isinstance(field.default, Requires) else field.default
+    value = field.default.model_dump() if isinstance(field.default, Requires | Slo) else field.default
     return "empty" if value in ("", {}, []) else f"`{_scalar(value)}`"
 
 

@@ -27,6 +27,9 @@ from workbook.streams import Reply, Stream, message
 KEY_VARIABLE = "OPENAI_API_KEY"
 """The environment variable that holds the API key: the one place it is taken from. It is never logged."""
 
+STALL_S = 60.0
+"""Seconds without a byte after which a request has failed."""
+
 IDLE_S = 2.0
 """Seconds after which an idle connection is not used again: servers close theirs after some (vLLM after 5)."""
 
@@ -52,6 +55,18 @@ class Request:
     seed: int | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     arrival: float | None = None
+
+
+def api_key() -> str:
+    """The API key of the environment; empty if there is none.
+
+    Raises:
+        BadInput: it holds a character that no key has.
+    """
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not re.fullmatch(r"[!-~]*", key):
+        raise BadInput(f"the environment variable {KEY_VARIABLE} holds a character that no key has; expected printable ASCII")
+    return key
 
 
 class _Connection(asyncio.Protocol):
@@ -184,14 +199,12 @@ class Client:
         BadInput: the URL or the key cannot be used.
     """
 
-    def __init__(self, url: str, *, stall_s: float = 60.0, timeout_s: float = 600.0, token_ids: bool = True):
+    def __init__(self, url: str, *, stall_s: float = STALL_S, timeout_s: float = 600.0, token_ids: bool = True):
         self.url, self.stall_s, self.timeout_s = url.rstrip("/").removesuffix("/v1"), stall_s, timeout_s
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise BadInput(f"the endpoint is {url!r}; expected a URL such as http://127.0.0.1:8000")
-        self.key = os.environ.get(KEY_VARIABLE, "").strip()
-        if not re.fullmatch(r"[!-~]*", self.key):
-            raise BadInput(f"the environment variable {KEY_VARIABLE} holds a character that no key has; expected printable ASCII")
+        self.key = api_key()
         self.address = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
         self.tls = ssl.create_default_context() if parts.scheme == "https" else None
         authorization = f"Authorization: Bearer {self.key}\r\n" if self.key else ""

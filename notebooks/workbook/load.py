@@ -1,13 +1,13 @@
 """Loads: how requests reach the engine, repetition by repetition, and the rows they leave."""
 import hashlib
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from workbook import progress
+from workbook import arrivals, progress
 from workbook.engines import Answer, Request
 from workbook.params import Exam
 from workbook.subjects import Question
@@ -18,10 +18,11 @@ class Repetition:
     """One measured pass of the load, or of one point of a sweep.
 
     Attributes:
-        point: size of the batch in a sweep; 0 where the exam is none.
-        arrival: when all requests were submitted, seconds of `time.monotonic`.
+        point: size of the batch, or requests under way, in a sweep; 0 where the exam is none.
+        arrival: when the load began, seconds of `time.monotonic`.
         finished: when the last answer was in the caller's hands, on the same clock.
         counters: growth of the engine's counters over the repetition.
+        behind: a sentence if the load generator fell behind its own schedule; else empty.
     """
     number: int
     point: int
@@ -29,6 +30,7 @@ class Repetition:
     finished: float
     answers: list[Answer]
     counters: dict[str, float]
+    behind: str = ""
 
 
 def requests(exam: Exam, questions: list[Question]) -> list[Request]:
@@ -45,48 +47,77 @@ def request_seed(exam: Exam, prompt_id: int, sample: int) -> int | None:
     return int.from_bytes(digest[:4], "little") >> 1
 
 
-def measure(engine, batch: list[Request], repetitions: int, points: Sequence[int] = (), what: str = "repetition") -> list[Repetition]:
-    """Drive the batch through the engine `repetitions` times, one after the other.
+def measure(engine, exam: Exam, batch: list[Request], repetitions: int, what: str = "repetition") -> list[Repetition]:
+    """Drive the exam's load through the engine `repetitions` times, one after the other; in a sweep every point
+    in each repetition.
 
     Args:
         engine: any of `workbook.engines`.
-        points: sizes of the batches to send in each repetition, the first requests of `batch` each; none: all of it.
+        batch: all requests of the exam.
     """
-    return [_pass(engine, batch[:point or None], number, point, f"{what} {number}/{repetitions}{f', batch of {point}' if point else ''}")
-            for number in range(1, repetitions + 1) for point in points or [0]]
+    return [_pass(engine, exam, batch, number, point, f"{what} {number}/{repetitions}{f', {exam.load} of {point}' if point else ''}")
+            for number in range(1, repetitions + 1) for point in exam.points or [0]]
 
 
-def _pass(engine, batch: list[Request], number: int, point: int, label: str) -> Repetition:
+def _pass(engine, exam: Exam, batch: list[Request], number: int, point: int, label: str) -> Repetition:
+    if exam.load == "batch" and point:
+        batch = batch[:point]
     before = engine.counters()
-    arrival = time.monotonic()
-    answers = engine.generate(batch, progress.bar(label))
-    finished = time.monotonic()
+    done = _drive(engine, exam, batch, number, point, progress.bar(label))
     growth = {name: value - before.get(name, 0.0) for name, value in engine.counters().items()}
-    return Repetition(number, point, arrival, finished, answers, growth)
+    return Repetition(number, point, done.started, done.finished, done.replies, growth, done.behind())
+
+
+def _drive(engine, exam: Exam, batch: list[Request], number: int, point: int, bar) -> arrivals.Driven:
+    if exam.engine == "offline":
+        started = time.monotonic()
+        answers = engine.generate(batch, bar)
+        return arrivals.Driven(started, time.monotonic(), answers, np.zeros(len(answers)))
+    with progress.counting(bar, len(batch)) as ended:
+        if exam.load == "closed":
+            return engine.run(arrivals.closed_loop(engine.answer, batch, point, ended=ended))
+        return engine.run(arrivals.open_loop(engine.answer, batch, schedule(exam, len(batch), number), ended=ended))
+
+
+def schedule(exam: Exam, count: int, repetition: int) -> np.ndarray:
+    """When each of `count` requests is due, seconds from the start; another draw in each repetition, the same in
+    every run."""
+    seed = exam.seed + repetition
+    if exam.load == "poisson":
+        return arrivals.poisson(count, exam.request_rate, seed)
+    if exam.load == "gamma":
+        return arrivals.gamma(count, exam.request_rate, exam.burstiness, seed)
+    if exam.load == "burst":
+        (size,) = exam.concurrency
+        return arrivals.burst(count, size, size / exam.request_rate)
+    return arrivals.batch(count)
 
 
 def passes(done: list[Repetition], session: int = 1) -> list[dict[str, Any]]:
-    """What is kept of each pass beside its requests: session, repetition, point, makespan in seconds, and the
-    growth of the engine's counters."""
-    return [{"session": session, "repetition": r.number, "point": r.point, "makespan_s": r.finished - r.arrival, "counters": r.counters} for r in done]
+    """What is kept of each pass beside its requests: session, repetition, point, makespan in seconds, the growth
+    of the engine's counters, and whether the load fell behind."""
+    return [{"session": session, "repetition": r.number, "point": r.point, "makespan_s": r.finished - r.arrival, "counters": r.counters,
+             "behind": r.behind} for r in done]
 
 
 def requests_frame(done: list[Repetition], session: int = 1) -> pd.DataFrame:
     """A row per request; times in seconds from its repetition's start.
 
-    Columns: session, repetition, point (size of the batch in a sweep, else 0), prompt_id, sample, replica, prompt_tokens, max_tokens, output_tokens,
-    finish_reason, arrival_s (scheduled), queued_s, scheduled_s, first_token_s, last_token_s (the engine's clock),
-    finished_s (when the caller had the answer).
+    Columns: session, repetition, point (of a sweep, else 0), prompt_id, sample, replica, prompt_tokens,
+    max_tokens, output_tokens, finish_reason, arrival_s (scheduled), queued_s, scheduled_s, first_token_s,
+    last_token_s (the engine's clock; a client's where it is reached over HTTP), finished_s (when the caller had the
+    repetition's last answer), itl_ms (gaps between the chunks of a stream; None without one).
     """
     rows = []
     for r in done:
         for a in r.answers:
             row = {"session": session, "repetition": r.number, "point": r.point, "prompt_id": a.prompt_id, "sample": a.sample, "replica": a.replica,
                    "prompt_tokens": a.prompt_tokens, "max_tokens": a.max_tokens, "output_tokens": len(a.token_ids), "finish_reason": a.finish_reason,
-                   "arrival_s": 0.0, "finished_s": r.finished - r.arrival}
+                   "arrival_s": 0.0 if a.arrival is None else a.arrival - r.arrival, "finished_s": r.finished - r.arrival}
             for name in ("queued", "scheduled", "first_token", "last_token"):
                 at = getattr(a, name)
                 row[f"{name}_s"] = float("nan") if at is None else at - r.arrival
+            row["itl_ms"] = np.diff(np.asarray(a.chunk_times)).astype(np.float32) * 1e3 if len(a.chunk_times) else None
             rows.append(row)
     return pd.DataFrame(rows)
 

@@ -2,7 +2,7 @@
 
 Output tok/s = output tokens / makespan (first scheduled arrival to the last answer in hand).
 TTFT = first token - scheduled arrival. TPOT = (last token - first token) / (output tokens - 1).
-E2E = last token - scheduled arrival. Per-request tok/s = output tokens / E2E.
+E2E = last token - scheduled arrival. ITL = gaps between streamed tokens. Per-request tok/s = output tokens / E2E.
 Percentiles are taken within a repetition, never over pooled repetitions.
 """
 from collections.abc import Iterable, Sequence
@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from workbook.params import Slo
 
 
 @dataclass(frozen=True)
@@ -21,19 +23,27 @@ class Metric:
     definition: str
 
 
+PERCENTILES = (50, 90, 95, 99)
+TIMES = {
+    "ttft": "time to first token, from the scheduled arrival",
+    "tpot": "time per output token after the first, of a request",
+    "itl": "gap between two chunks of a stream, as the client saw it",
+    "e2e": "time to the last token, from the scheduled arrival",
+    "queue": "wait for the scheduler, from the scheduled arrival",
+}
 METRICS = {
     "output_tok_s": Metric("tok/s", "higher", "output tokens / makespan"),
+    "output_tok_s_per_accelerator": Metric("tok/s", "higher", "output tokens / makespan / accelerators"),
+    "plateau_tok_s": Metric("tok/s", "higher", "half of the output tokens / the time in which the middle half of them came: without ramp and tail"),
     "total_tok_s": Metric("tok/s", "higher", "(prompt + output tokens) / makespan"),
     "requests_s": Metric("requests/s", "higher", "requests / makespan"),
+    "goodput_s": Metric("requests/s", "higher", "requests within every limit of `slo` / makespan"),
     "request_tok_s_p50": Metric("tok/s", "higher", "median of output tokens / E2E of a request"),
-    "ttft_p50_ms": Metric("ms", "lower", "median time to first token, from the scheduled arrival"),
-    "ttft_p99_ms": Metric("ms", "lower", "99th percentile of the time to first token"),
-    "tpot_p50_ms": Metric("ms", "lower", "median time per output token after the first"),
-    "e2e_p50_ms": Metric("ms", "lower", "median time to the last token, from the scheduled arrival"),
-    "e2e_p99_ms": Metric("ms", "lower", "99th percentile of the time to the last token"),
-    "queue_p50_ms": Metric("ms", "lower", "median wait for the scheduler, from the scheduled arrival"),
+    **{f"{name}_p{q}_ms": Metric("ms", "lower", f"{'median' if q == 50 else f'{q}th percentile'} of the {what}") for name, what in TIMES.items() for q in PERCENTILES},
     "makespan_s": Metric("s", "lower", "first scheduled arrival to the last answer in hand"),
     "acceptance_pct": Metric("%", "higher", "accepted / drafted tokens of speculative decoding, where there is any"),
+    "preemptions": Metric("requests", "lower", "times a running request was put back for want of KV cache"),
+    "prefix_hit_pct": Metric("%", "higher", "prompt tokens found in the prefix cache, where it is on"),
 }
 THROUGHPUT = "output_tok_s"
 
@@ -49,46 +59,74 @@ def headline(names: Iterable[str]) -> str:
     return max(found, key=lambda name: int(name.partition("@")[2] or 0), default="")
 
 
-def of_repetition(rows: pd.DataFrame) -> dict[str, float]:
-    """All metrics of one repetition.
+def of_repetition(rows: pd.DataFrame, accelerators: int = 1, slo: Slo | None = None) -> dict[str, float]:
+    """All metrics of one repetition that its requests give.
 
     Args:
         rows: the repetition's rows of `load.requests_frame`.
+        accelerators: GPUs in use; 1 for a CPU.
+        slo: limits for goodput; None or all 0: no goodput.
 
     Returns:
-        One number a metric; NaN where the engine gave no times.
+        One number a metric; NaN where the engine gave no times, and no ITL without a stream.
     """
     makespan = rows.finished_s.max() - rows.arrival_s.min()
+    output = rows.output_tokens.sum()
     e2e = rows.last_token_s - rows.arrival_s
-    ttft = rows.first_token_s - rows.arrival_s
     several = rows.output_tokens > 1
     tpot = (rows.last_token_s - rows.first_token_s)[several] / (rows.output_tokens[several] - 1)
-    return {
-        "output_tok_s": rows.output_tokens.sum() / makespan,
-        "total_tok_s": (rows.prompt_tokens.sum() + rows.output_tokens.sum()) / makespan,
+    times = {"ttft": rows.first_token_s - rows.arrival_s, "tpot": tpot, "e2e": e2e, "queue": rows.scheduled_s - rows.arrival_s}
+    found = {
+        "output_tok_s": output / makespan,
+        "output_tok_s_per_accelerator": output / makespan / accelerators,
+        "plateau_tok_s": plateau(rows),
+        "total_tok_s": (rows.prompt_tokens.sum() + output) / makespan,
         "requests_s": len(rows) / makespan,
         "request_tok_s_p50": _percentile(rows.output_tokens / e2e, 50),
-        "ttft_p50_ms": _percentile(ttft, 50) * 1e3,
-        "ttft_p99_ms": _percentile(ttft, 99) * 1e3,
-        "tpot_p50_ms": _percentile(tpot, 50) * 1e3,
-        "e2e_p50_ms": _percentile(e2e, 50) * 1e3,
-        "e2e_p99_ms": _percentile(e2e, 99) * 1e3,
-        "queue_p50_ms": _percentile(rows.scheduled_s - rows.arrival_s, 50) * 1e3,
         "makespan_s": makespan,
     }
+    found |= {f"{name}_p{q}_ms": _percentile(values, q) * 1e3 for name, values in times.items() for q in PERCENTILES}
+    if "itl_ms" in rows and len(gaps := [g for g in rows.itl_ms if g is not None and len(g)]):
+        found |= {f"itl_p{q}_ms": _percentile(np.concatenate(gaps), q) for q in PERCENTILES}
+    if slo and any(limits := slo.model_dump().values()):
+        good = np.ones(len(rows), dtype=bool)
+        for limit, values in zip(limits, (times["ttft"], tpot.reindex(rows.index, fill_value=0.0), e2e), strict=True):
+            good &= (values <= limit / 1e3).to_numpy() if limit else True
+        found["goodput_s"] = good.sum() / makespan
+    return found
 
 
-def by_repetition(requests: pd.DataFrame, passes: Sequence[dict[str, Any]] = ()) -> pd.DataFrame:
+def plateau(rows: pd.DataFrame) -> float:
+    """Output tok/s while the middle half of the output tokens came, tokens/s.
+
+    The tokens of a request count as evenly spread from its first to its last, since only final outputs are
+    asked for; NaN where the engine gave no times.
+    """
+    if not np.isfinite(rows[["first_token_s", "last_token_s"]].to_numpy()).all():
+        return float("nan")
+    # A request of one token, or whose tokens came at once, still takes a moment: else its rate is infinite.
+    start, end = rows.first_token_s.to_numpy(), np.maximum(rows.last_token_s.to_numpy(), rows.first_token_s.to_numpy() + 1e-6)
+    rate = rows.output_tokens.to_numpy() / (end - start)
+    times = np.concatenate([start, end])
+    order = np.argsort(times, kind="stable")
+    times, slope = times[order], np.cumsum(np.concatenate([rate, -rate])[order])
+    tokens = np.concatenate([[0.0], np.cumsum(slope[:-1] * np.diff(times))])
+    first, last = np.interp([0.25 * tokens[-1], 0.75 * tokens[-1]], np.maximum.accumulate(tokens), times)
+    return float(tokens[-1] / 2 / (last - first)) if last > first else float("nan")
+
+
+def by_repetition(requests: pd.DataFrame, passes: Sequence[dict[str, Any]] = (), accelerators: int = 1, slo: Slo | None = None) -> pd.DataFrame:
     """Metrics of every repetition: a row each, indexed by (session, repetition); a sweep has a column for each
     metric and point.
 
     Args:
         requests: rows of `load.requests_frame`.
         passes: what a run's record has of each pass: session, repetition, point and the growth of the engine's counters.
+        accelerators, slo: as `of_repetition`.
     """
     rows: dict[tuple[int, int], dict[str, float]] = {}
     for (session, repetition, point), group in requests.groupby(["session", "repetition", "point"]):
-        rows.setdefault((session, repetition), {}).update(_at(point, of_repetition(group)))
+        rows.setdefault((session, repetition), {}).update(_at(point, of_repetition(group, accelerators, slo)))
     for p in passes:
         rows[p["session"], p["repetition"]].update(_at(p["point"], _of_counters(p["counters"])))
     return pd.DataFrame(rows).T.rename_axis(["session", "repetition"])
@@ -99,20 +137,24 @@ def sessions(by_repetition: pd.DataFrame, name: str) -> list[list[float]]:
     return [list(group) for _, group in by_repetition[name].groupby(level="session")] if name in by_repetition else []
 
 
-def _at(point: int, values: dict[str, float]) -> dict[str, float]:
-    return {f"{name}@{point}": value for name, value in values.items()} if point else values
-
-
-def _of_counters(growth: dict[str, float]) -> dict[str, float]:
-    drafted = growth.get("vllm:spec_decode_num_draft_tokens", 0)
-    return {"acceptance_pct": 100 * growth.get("vllm:spec_decode_num_accepted_tokens", 0) / drafted} if drafted else {}
-
-
 def table(by_repetition: pd.DataFrame) -> pd.DataFrame:
     """For reading: a row per metric with its unit, a column per repetition, and the definition."""
     values = {f"repetition {number}": by_repetition.loc[(session, number)].to_numpy() for session, number in by_repetition.index}
     return pd.DataFrame({"metric": by_repetition.columns, "unit": [kind(m).unit for m in by_repetition], **values,
                          "definition": [kind(m).definition for m in by_repetition]})
+
+
+def _at(point: int, values: dict[str, float]) -> dict[str, float]:
+    return {f"{name}@{point}": value for name, value in values.items()} if point else values
+
+
+def _of_counters(growth: dict[str, float]) -> dict[str, float]:
+    found = {"preemptions": growth["vllm:num_preemptions"]} if "vllm:num_preemptions" in growth else {}
+    for name, part, whole in (("acceptance_pct", "spec_decode_num_accepted_tokens", "spec_decode_num_draft_tokens"),
+                              ("prefix_hit_pct", "prefix_cache_hits", "prefix_cache_queries")):
+        if total := growth.get(f"vllm:{whole}", 0):
+            found[name] = 100 * growth.get(f"vllm:{part}", 0) / total
+    return found
 
 
 def _percentile(values: pd.Series, q: float) -> float:

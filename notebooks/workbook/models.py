@@ -14,8 +14,8 @@ from workbook.params import Exam, nearest
 SHAPES = Path(__file__).parent / "shapes"
 """Configs without weights, a JSON each: `model: <stem>` with `weights: dummy`."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-SYNTHETIC = "synthetic"
-"""What stands for the hash of weights that are random."""
+SYNTHETIC, UNKNOWN = "synthetic", "unknown"
+"""What stands for the hash of weights that are random, and of those behind an endpoint."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def resolve(exam: Exam) -> Path:
     """
     folder = _folder(exam)
     wanted = [("config", "config.json"), ("tokenizer", "tokenizer*"), ("weights", "*.safetensors")]
-    for what, pattern in wanted if exam.weights == "auto" else wanted[:2]:
+    for what, pattern in wanted if exam.own_weights else wanted[:2]:
         if not any(folder.glob(pattern)):
             raise BadInput(f"key 'model' is {exam.model!r}: {folder} has no {what}; expected a file {pattern} in it")
     check(exam, facts(folder))
@@ -116,13 +116,13 @@ def check(exam: Exam, found: Facts) -> None:
 
 
 def verified_sha256(exam: Exam, folder: Path) -> str:
-    """Hash of the exam's weights, with its adapter's where it has one; `SYNTHETIC` where they are random.
+    """Hash of the exam's weights, with its adapter's where it has one; else `SYNTHETIC` or `UNKNOWN`.
 
     Raises:
         BadInput: they are the embedded model's, and not what was unpacked.
     """
-    if exam.weights == "dummy":
-        return SYNTHETIC
+    if not exam.own_weights:
+        return SYNTHETIC if exam.weights == "dummy" else UNKNOWN
     found = weights.sha256(folder)
     if exam.model == embedded.NAME and found != embedded.WEIGHTS_SHA256:
         raise BadInput(f"{folder}: the embedded model's weights have SHA-256 {found[:12]}...; expected {embedded.WEIGHTS_SHA256[:12]}...: "

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from workbook.errors import BadInput
 
 WORK_KEYS = ("subject", "subject_args", "num_prompts", "repeat_prompts", "prompt_suffix", "chat_template", "input_len", "output_len",
-             "weights", "engine", "n", "temperature", "top_p", "top_k", "max_tokens", "ignore_eos", "seed", "load", "concurrency")
+             "weights", "engine", "replicas", "n", "temperature", "top_p", "top_k", "max_tokens", "ignore_eos", "seed", "load", "concurrency", "request_rate", "burstiness")
 """The keys that define the work. A golden is comparable only where all of them are equal; the model, the
 engine's arguments and the environment are what is under test, and so are not among them."""
 
@@ -33,6 +33,13 @@ class Requires(Section):
     """What a machine must have for the exam to run there."""
     device: Literal["any", "cpu", "gpu"] = "any"
     gpus: Annotated[int, Field(ge=0)] = 0
+
+
+class Slo(Section):
+    """Limits within which a request counts as good, milliseconds; 0: no limit."""
+    ttft_ms: Annotated[float, Field(ge=0)] = 0.0
+    tpot_ms: Annotated[float, Field(ge=0)] = 0.0
+    e2e_ms: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Gate(Section):
@@ -57,7 +64,9 @@ class Exam(Section):
     model: str = Field("smollm2-135m-instruct", min_length=1, description="the embedded model, a local folder, a hub id (owner/name@revision), or a shape of workbook/shapes")
     weights: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights, speed only; every gate of quality is off")
     weights_sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$", description="expected hash of the weights; empty: not asserted")
-    engine: Literal["offline", "async"] = Field("offline", description="how vLLM is driven: vllm.LLM, or AsyncLLM (which can run data parallel)")
+    engine: Literal["offline", "async", "server", "endpoint"] = Field("offline", description="how vLLM is driven: vllm.LLM; AsyncLLM, which can run data parallel; servers started for the run; or any OpenAI-compatible server that runs already")
+    endpoint: str = Field("", description="URL of the server (engine endpoint); its API key comes from the environment variable OPENAI_API_KEY")
+    replicas: int = Field(1, ge=1, description="servers side by side (engine server), on GPUs of their own where there are enough, else on the same")
     engine_args: dict[str, Any] = Field({}, description="passed to vLLM's engine as they are; lora_modules: {name: folder} puts an adapter on every request")
     env: dict[str, str] = Field({}, description="environment variables of the engine")
     n: int = Field(1, ge=1, description="samples of each prompt, each a request of its own")
@@ -67,11 +76,14 @@ class Exam(Section):
     max_tokens: int = Field(64, ge=0, description="upper limit of an answer; 0: the subject's own lengths (sharegpt, random)")
     ignore_eos: bool = Field(False, description="generate to the limit: speed exams")
     seed: int = Field(0, ge=0, description="seed of the prompts and of the sampling")
-    load: Literal["batch"] = Field("batch", description="how requests arrive: all at once")
-    concurrency: list[Annotated[int, Field(ge=1)]] = Field([], description="batch sizes to measure one after the other (a sweep), the last with every request; empty: only that")
+    load: Literal["batch", "closed", "poisson", "gamma", "burst"] = Field("batch", description="how requests arrive: all at once; so many always under way; at a rate; or so many at a time")
+    concurrency: list[Annotated[int, Field(ge=1)]] = Field([], description="one size or several, measured one after the other (a sweep). batch: sizes of the batches, the last with every request (empty: only that); closed: requests under way; burst: requests in a burst")
+    request_rate: float = Field(0.0, ge=0, description="requests a second, on average (loads poisson, gamma, burst)")
+    burstiness: float = Field(1.0, gt=0, description="shape of the gaps (load gamma): 1 is Poisson, less is burstier, more is more even")
     repetitions: int = Field(3, ge=1, description="measured repetitions of the load in a session")
     warmup: int = Field(1, ge=0, description="unmeasured repetitions first")
     scorers: list[Literal["numeric"]] = Field([], description="how answers are judged")
+    slo: Slo = Field(Slo(), description="limits of a good request, for goodput: `ttft_ms`, `tpot_ms`, `e2e_ms`; 0: none")
     gates: dict[str, Gate] = Field({}, description="metric (`metric@point` in a sweep): how much worse it may get")
     requires: Requires = Field(Requires(), description="what the machine must have; `device` any, cpu or gpu, `gpus` at least")
     timeout_s: int = Field(1800, ge=1, description="limit of one notebook, seconds")
@@ -87,7 +99,7 @@ class Exam(Section):
         if self.variants:
             runs = ", ".join(f"{self.run}@{name}" for name in self.variants)
             raise ValueError(f"key 'variants' makes this file into several runs; expected the flat parameters of one of {runs} (python -m workbook params RUN prints them)")
-        for problem in (*self._subject_problems(), *self._engine_problems(), *self._gate_problems()):
+        for problem in (*self._subject_problems(), *self._engine_problems(), *self._load_problems(), *self._gate_problems()):
             raise ValueError(problem)
         return self
 
@@ -121,27 +133,62 @@ class Exam(Section):
             yield "key 'engine_args.load_format' is 'dummy', behind the report's back; expected the key weights: dummy"
         if self.weights == "dummy" and self.weights_sha256:
             yield "key 'weights_sha256' is set: with weights: dummy there is nothing to assert; expected ''"
-        if self.concurrency != sorted(set(self.concurrency)):
-            yield f"key 'concurrency' is {self.concurrency}; expected different sizes, ascending"
-        if self.concurrency and self.concurrency[-1] != self.num_prompts * self.n:
-            yield (f"key 'concurrency' ends with {self.concurrency[-1]}: a batch asks that many of the {self.num_prompts * self.n} requests "
-                   f"(num_prompts x n) at once; expected the last to be {self.num_prompts * self.n}")
+        if self.engine == "endpoint" and not self.endpoint:
+            yield "key 'endpoint' is empty: engine 'endpoint' is a server that runs already; expected its URL"
+        if self.endpoint and self.engine != "endpoint":
+            yield f"key 'endpoint' is {self.endpoint!r}: engine '{self.engine}' is started for the run; expected '', or engine: endpoint"
+        if self.engine == "endpoint" and self.weights_sha256:
+            yield "key 'weights_sha256' is set: an endpoint does not show its weights; expected ''"
+        if self.replicas > 1 and self.engine != "server":
+            yield f"key 'replicas' is {self.replicas}: only servers run side by side; expected 1, or engine: server"
         if self.requires.device == "cpu" and self.requires.gpus:
             yield f"key 'requires.gpus' is {self.requires.gpus}: the exam requires the device 'cpu'; expected 0"
+
+    def _load_problems(self):
+        total, sizes = self.num_prompts * self.n, self.concurrency
+        if self.load != "batch" and self.engine == "offline":
+            yield f"key 'load' is '{self.load}': the offline engine takes all requests at once; expected batch, or engine: async, server or endpoint"
+        if sizes != sorted(set(sizes)):
+            yield f"key 'concurrency' is {sizes}; expected different sizes, ascending"
+        if self.load == "batch" and sizes and sizes[-1] != total:
+            yield f"key 'concurrency' ends with {sizes[-1]}: a batch asks that many of the {total} requests (num_prompts x n) at once; expected the last to be {total}"
+        if self.load == "closed" and not sizes:
+            yield "key 'concurrency' is empty: a closed loop keeps so many requests under way; expected one size or several"
+        if self.load == "burst" and len(sizes) != 1:
+            yield f"key 'concurrency' is {sizes}: a burst has one size; expected one"
+        if self.load in ("poisson", "gamma") and sizes:
+            yield f"key 'concurrency' is {sizes}: requests of load '{self.load}' come at a rate, however many are under way; expected []"
+        open_loop = self.load in ("poisson", "gamma", "burst")
+        if open_loop and not self.request_rate:
+            yield f"key 'request_rate' is 0: load '{self.load}' sends by the clock; expected more than 0, requests a second"
+        if self.request_rate and not open_loop:
+            yield f"key 'request_rate' is {self.request_rate:g}: load '{self.load}' has no rate; expected 0, or load: poisson, gamma or burst"
 
     def _gate_problems(self):
         # Imported here: the metrics bring pandas, which reading a params file must not wait for.
         from workbook.metrics import METRICS
-        known = [f"{metric}@{size}" for metric in METRICS for size in self.concurrency] or list(METRICS)
+        known = [f"{metric}@{size}" for metric in METRICS for size in self.points] or list(METRICS)
         for name in self.gates:
             if name not in known:
-                what = f"measured at a point of the sweep, such as {known[-1]!r}" if self.concurrency else "that is measured"
+                what = f"measured at a point of the sweep, such as {known[-1]!r}" if self.points else "that is measured"
                 yield f"key 'gates' names the metric '{name}'; expected one {what}{nearest(name, known)}"
+
+    @property
+    def points(self) -> list[int]:
+        """The points of a sweep; empty where the exam is none."""
+        return self.concurrency if self.load in ("batch", "closed") else []
 
     @property
     def requests_a_repetition(self) -> int:
         """Requests of one repetition, over all points of a sweep."""
-        return sum(self.concurrency) or self.num_prompts * self.n
+        if self.load == "closed":
+            return len(self.points) * self.num_prompts * self.n
+        return sum(self.points) or self.num_prompts * self.n
+
+    @property
+    def own_weights(self) -> bool:
+        """Whether the weights are real and here to be read: not synthetic, nor behind somebody's endpoint."""
+        return self.weights == "auto" and self.engine != "endpoint"
 
     @property
     def scored(self) -> bool:
@@ -153,6 +200,9 @@ class Exam(Section):
         that is added later changes no hash where it is not used."""
         work = self.model_dump(include=set(WORK_KEYS), exclude_defaults=True)
         return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
+
+
+SECTIONS = {"requires": Requires, "slo": Slo, "gates": Gate}
 
 
 @dataclass(frozen=True)
@@ -214,8 +264,8 @@ def _sentence(source: str, error: dict, places: Mapping[tuple[str, ...], Place])
     place = places.get(loc, Place(source))
     key, value = ".".join(loc), error["input"]
     if error["type"] == "extra_forbidden":
-        known = list(Exam.model_fields) if len(loc) == 1 else []
-        return f"{place.where}: unknown key '{key}' (value {value!r}){nearest(key, known)}"
+        known = list((SECTIONS.get(loc[0], Exam) if len(loc) > 1 else Exam).model_fields)
+        return f"{place.where}: unknown key '{key}' (value {value!r}){nearest(loc[-1], known)}"
     if error["type"] == "missing":
         return f"{source}: key '{key}' is missing; expected the {Exam.model_fields[key].description}"
     if error["type"] == "value_error":

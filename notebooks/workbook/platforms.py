@@ -51,6 +51,13 @@ def cores() -> list[int]:
     return sorted(os.sched_getaffinity(0))
 
 
+def shares(count: int) -> list[str]:
+    """This process's cores dealt to `count` workers, each share in vLLM's notation (`0,1`)."""
+    own = cores()
+    each = max(1, len(own) // count)
+    return [",".join(map(str, own[i * each:(i + 1) * each] or own[-1:])) for i in range(count)]
+
+
 @cache
 def cpu() -> dict[str, str]:
     """Vendor, family, model, stepping and marketing name of the CPU, from /proc/cpuinfo."""
@@ -76,8 +83,12 @@ def workers(exam: Exam) -> int:
 
 
 def accelerators_used(exam: Exam) -> int:
-    """How many GPUs the exam's engine takes; 0 without a GPU. Raises as `workers`."""
-    return workers(exam) if gpus() else 0
+    """How many GPUs the exam takes, 0 without a GPU: replicas have GPUs of their own as long as there are some, and
+    share them after that. Raises as `workers`."""
+    if not gpus():
+        return 0
+    each = workers(exam)
+    return each * min(exam.replicas, max(1, len(gpus()) // each))
 
 
 def platform_id(exam: Exam) -> str:

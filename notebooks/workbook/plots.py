@@ -104,9 +104,9 @@ def sweep(metrics: dict[str, dict]) -> Figure:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.set_xlabel("requests in a batch")
+    axes.set_xlabel("requests at a time")
     axes.set_ylabel("output tok/s")
-    axes.set_title(f"Throughput by batch size (n = {sum(len(s) for s in rows[0][1]['sessions'])} repetitions; higher is better)", fontsize=10)
+    axes.set_title(f"Throughput by requests at a time (n = {sum(len(s) for s in rows[0][1]['sessions'])} repetitions; higher is better)", fontsize=10)
     axes.legend(loc="best", frameon=False, fontsize=8)
     return figure
 

@@ -1,6 +1,8 @@
 """Progress bars on long work: in a terminal, in JupyterLab, and nowhere else."""
+import contextlib
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 TERMINAL = "GOLDBOOK_TERMINAL"
 """Variable by which the runner tells a kernel which terminal a person watches; empty: nobody does."""
@@ -22,3 +24,23 @@ def bar(description: str) -> Callable | bool:
     def labelled(*args, **options):
         return tqdm(*args, **options | {"desc": description, "leave": False, "file": stream})
     return labelled
+
+
+@contextlib.contextmanager
+def counting(bar: Callable | bool, total: int) -> Iterator[Callable | None]:
+    """A bar over `total` requests that are answered one by one: gives the function to call with each answer, or
+    None where no bar is shown."""
+    if not bar:
+        yield None
+        return
+    shown, tokens, began = bar(total=total, unit="request"), 0, time.monotonic()
+
+    def ended(answer) -> None:
+        nonlocal tokens
+        tokens += len(answer.token_ids)
+        shown.set_postfix_str(f"{tokens / (time.monotonic() - began):,.0f} tok/s", refresh=False)
+        shown.update()
+    try:
+        yield ended
+    finally:
+        shown.close()

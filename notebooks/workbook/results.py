@@ -86,7 +86,7 @@ def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], r
     Args:
         record, requests: the run's `run.json` and `requests.parquet`.
     """
-    asked = f"batches of {', '.join(map(str, exam.concurrency))}" if exam.concurrency else f"{exam.num_prompts:,} prompts × {_count(exam.n, 'sample')}"
+    asked = f"{exam.load} of {', '.join(map(str, exam.points))}" if exam.points else f"{exam.num_prompts:,} prompts × {_count(exam.n, 'sample')}"
     arrived = f"{validity.arrived:,} of {validity.expected:,} answers ({asked} × {_count(exam.repetitions, 'repetition')}); {validity.empty:.0%} empty"
     arrived += "" if exam.ignore_eos else f", {validity.cut_off:.0%} cut off at {exam.max_tokens} tokens"
     full = ", ".join(f"{name.removesuffix('_busy_pct').upper()} {value:.0f} % busy" for name, value in record["busy"].items()) or "the load was too short to sample"

@@ -29,7 +29,7 @@ class Completeness:
 
 
 def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weights: str, cached: float,
-          logprobs: Sequence[Sequence[float | None]] = ()) -> Completeness:
+          logprobs: Sequence[Sequence[float | None]] = (), behind: Sequence[str] = ()) -> Completeness:
     """Check a session's rows against what the exam asked for.
 
     Args:
@@ -37,6 +37,7 @@ def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weig
         weights: hash of the weights that were loaded.
         cached: prompt tokens served by the prefix cache while measuring.
         logprobs: log-probabilities of fixed sequences, None where they are not finite.
+        behind: sentences of a load generator that fell behind its own schedule.
     """
     expected = exam.requests_a_repetition * exam.repetitions
     done = requests[requests.finish_reason.isin(FINISHED) & (requests.output_tokens > 0)]
@@ -44,14 +45,16 @@ def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weig
     missing = expected - len(done.drop_duplicates(["session", "repetition", "point", "prompt_id", "sample"]))
     if missing:
         reasons = Counter(requests.finish_reason) - Counter(done.finish_reason)
-        problems.append(f"{missing} of {expected} answers are missing or failed ({dict(reasons) or 'no row'})")
+        said = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(3)) or "no row"
+        problems.append(f"{missing} of {expected} answers are missing or failed ({said})")
     if len(requests) > expected:
         problems.append(f"{len(requests) - expected} answers more than the {expected} that were asked for")
     if len(generations) != exam.num_prompts * exam.n:
         problems.append(f"generations.parquet has {len(generations)} rows; expected {exam.num_prompts * exam.n}")
-    if requests[["first_token_s", "last_token_s"]].isna().any(axis=None):
+    if done[["first_token_s", "last_token_s"]].isna().any(axis=None):
         problems.append("the engine gave no times for some requests")
-    replicas = exam.engine_args.get("data_parallel_size", 1)
+    problems += dict.fromkeys(behind)
+    replicas = exam.replicas if exam.engine == "server" else exam.engine_args.get("data_parallel_size", 1) if exam.engine == "async" else 1
     if len(requests) >= 4 * replicas and (idle := sorted(set(range(replicas)) - set(requests.replica))):
         problems.append(f"{_which(idle)} of {replicas} answered nothing: it is dead, or no request reaches it")
     if exam.ignore_eos and len(short := done[done.output_tokens != done.max_tokens]):

@@ -1,7 +1,8 @@
 """Engines: the ways vLLM is driven, behind one small set of methods.
 
-Every engine has `generate` (requests to answers), `counters`, `window`, `attention_backend`, `load_s` and
-`close`. Nothing outside this package imports vllm, and here only the start of an engine does.
+Every engine has `counters`, `window`, `attention_backend`, `load_s` and `close`. The offline one answers a batch
+(`generate`); the others answer request by request (`answer`) in a load that they run on their event loop (`run`).
+Nothing outside this package imports vllm, and here only the start of an engine does.
 """
 from pathlib import Path
 
@@ -20,9 +21,15 @@ def start(exam: Exam, model: Path, log: Path):
         log: file that gets everything the engine prints.
 
     Raises:
-        BadInput: an engine argument that vLLM does not know, or vllm is not installed.
+        BadInput: an engine argument that vLLM does not know, vllm is not installed, or the endpoint does not answer.
         EngineDied: it did not start; the message is the last error in its log.
     """
+    if exam.engine == "endpoint":
+        from workbook.engines.http import HttpEngine
+        return HttpEngine(exam, [exam.endpoint])
+    if exam.engine == "server":
+        from workbook.engines.server import ServerEngine
+        return ServerEngine(exam, model, log)
     if exam.engine == "async":
         from workbook.engines.asynchronous import AsyncEngine
         return AsyncEngine(exam, model, log)

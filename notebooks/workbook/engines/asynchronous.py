@@ -1,10 +1,10 @@
 """The async engine: `AsyncLLM`, which sends each request by itself and can run data parallel."""
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
-from workbook.engines.base import Answer, LocalEngine, Request, answer, printing_to
+from workbook.engines.base import Answer, LocalEngine, Request, answer, printing_to, wait_for_memory
 
 
 class AsyncEngine(LocalEngine):
@@ -49,33 +49,22 @@ class AsyncEngine(LocalEngine):
                 pass
         return Replicas
 
-    def generate(self, requests: list[Request], bar: Callable | bool = False) -> list[Answer]:
-        """Answer all requests, submitted at once; same order. `bar` is a tqdm class, or False for none.
+    def run(self, work: Coroutine) -> Any:
+        """Run a load on the engine's loop.
 
         Raises:
             EngineDied: a process of the engine ended, with the last error in its log.
         """
         from vllm.v1.engine.exceptions import EngineDeadError
-        progress = bar(total=len(requests)) if bar else None
-
-        async def one(request: Request) -> Answer:
-            done = await self.answer(request)
-            if progress is not None:
-                progress.update()
-            return done
-
-        async def everything() -> list[Answer]:
-            return await asyncio.gather(*map(one, requests))
         try:
-            return self._run(everything())
-        except EngineDeadError:
-            raise self._died("its process ended without a word (killed, or out of memory)") from None
-        finally:
-            if progress is not None:
-                progress.close()
+            return self._run(work)
+        except BaseException as error:
+            if isinstance(error, EngineDeadError) or isinstance(error, BaseExceptionGroup) and error.subgroup(EngineDeadError):
+                raise self._died("its process ended without a word (killed, or out of memory)") from None
+            raise
 
     async def answer(self, request: Request) -> Answer:
-        """Answer one request; called on the engine's loop."""
+        """Answer one request; called in a load that `run` runs."""
         self._submitted += 1
         name = f"{request.prompt_id}-{request.sample}-{self._submitted}"
         replica = self._replica_of[name] = self._loop.create_future()
@@ -93,7 +82,7 @@ class AsyncEngine(LocalEngine):
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
         del self._llm
-        self._wait_for_memory()
+        wait_for_memory(self._exam, self._memory_before)
 
     def _run(self, work: Coroutine) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

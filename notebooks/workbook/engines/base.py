@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,30 @@ GPU_MEMORY_SLACK = 512 << 20
 GPU_MEMORY_WAIT_S = 60
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(slots=True)
 class Request:
-    """One sample of one question, to be answered in at most `max_tokens` tokens."""
+    """One sample of one question, to be answered in at most `max_tokens` tokens. The load sets `arrival` to when
+    it is due, seconds of `time.monotonic`."""
     prompt_id: int
     sample: int
     token_ids: list[int]
     max_tokens: int
     seed: int | None
+    arrival: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished request. Times are seconds of `time.monotonic`, taken by the engine; None if it gave none.
-    `replica` is the data-parallel engine that answered."""
+    """A finished request.
+
+    Attributes:
+        finish_reason: stop or length; anything else is a failure, and says which.
+        queued, scheduled, first_token, last_token: seconds of `time.monotonic`, taken by the engine where it is in
+            this process's tree, by the client where it is reached over HTTP; None if there is none.
+        replica: which data-parallel engine or server answered.
+        arrival: when the request was due; None where all were handed over at once.
+        chunk_times, chunk_tokens: when a streaming client got tokens, and how many.
+    """
     prompt_id: int
     sample: int
     text: str
@@ -44,6 +55,9 @@ class Answer:
     first_token: float | None
     last_token: float | None
     replica: int = 0
+    arrival: float | None = None
+    chunk_times: Sequence[float] = ()
+    chunk_tokens: Sequence[int] = ()
 
 
 class EngineDied(RuntimeError):
@@ -103,18 +117,19 @@ class LocalEngine:
     def _died(self, fallback: str) -> EngineDied:
         return EngineDied(f"the engine died: {last_error(self._log_path, self._log_start) or fallback}")
 
-    def _wait_for_memory(self) -> None:
-        """Wait until the GPU memory is as free as before the start: the next engine will want it."""
-        deadline = time.monotonic() + GPU_MEMORY_WAIT_S
-        while any(now > self._memory_before[gpu] + GPU_MEMORY_SLACK for gpu, now in platforms.gpu_memory_used(self._exam).items()):
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"the engine's GPU memory is still taken {GPU_MEMORY_WAIT_S} s after it was stopped")
-            time.sleep(0.2)
-
     def _sampling(self, request: Request, **more: Any):
         e = self._exam
         return self._sampling_params(n=1, temperature=e.temperature, top_p=e.top_p, top_k=e.top_k, seed=request.seed,
                                      max_tokens=request.max_tokens, ignore_eos=e.ignore_eos, **more)
+
+
+def wait_for_memory(exam: Exam, before: dict[int, int]) -> None:
+    """Wait until the exam's GPUs have as much memory in use as `before` the start: the next engine will want it."""
+    deadline = time.monotonic() + GPU_MEMORY_WAIT_S
+    while any(now > before[gpu] + GPU_MEMORY_SLACK for gpu, now in platforms.gpu_memory_used(exam).items()):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the engine's GPU memory is still taken {GPU_MEMORY_WAIT_S} s after it was stopped")
+        time.sleep(0.2)
 
 
 def engine_args(exam: Exam) -> dict[str, Any]:
@@ -147,19 +162,12 @@ def environment(exam: Exam, in_process: bool = False) -> dict[str, str]:
     }
     if not platforms.gpus():
         # vLLM keeps a core free by default; on two cores that is half of the speed.
-        found["VLLM_CPU_OMP_THREADS_BIND"] = _cores_by_worker(platforms.workers(exam))
+        found["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(platforms.shares(platforms.workers(exam)))
         # Intel's OpenMP wakes its threads faster than GNU's (vLLM's CPU guide): it must be there before torch.
         openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
         if openmp.exists():
             found["LD_PRELOAD"] = ":".join(filter(None, [str(openmp), os.environ.get("LD_PRELOAD")]))
     return found | exam.env
-
-
-def _cores_by_worker(workers: int) -> str:
-    """This process's cores dealt to the engine's workers, in vLLM's notation: `0,1|2,3`."""
-    cores = platforms.cores()
-    share = max(1, len(cores) // workers)
-    return "|".join(",".join(map(str, cores[i * share:(i + 1) * share] or cores[-1:])) for i in range(workers))
 
 
 def answer(request: Request, output, replica: int = 0) -> Answer:
@@ -169,7 +177,7 @@ def answer(request: Request, output, replica: int = 0) -> Answer:
     def at(name: str) -> float | None:
         return getattr(times, name, 0.0) or None
     return Answer(request.prompt_id, request.sample, completion.text, list(completion.token_ids), len(output.prompt_token_ids), request.max_tokens,
-                  completion.finish_reason or "none", at("queued_ts"), at("scheduled_ts"), at("first_token_ts"), at("last_token_ts"), replica)
+                  completion.finish_reason or "none", at("queued_ts"), at("scheduled_ts"), at("first_token_ts"), at("last_token_ts"), replica, request.arrival)
 
 
 @contextlib.contextmanager
@@ -215,5 +223,5 @@ def last_error(log: Path, start: int = 0) -> str:
     died, if it had time to say."""
     lines = log.read_bytes()[start:].decode(errors="replace").splitlines() if log.exists() else []
     # Some errors only say that another one was logged before them.
-    found = (re.search(r"\b(\w+(?:Error|Exception): .+)", line) for line in reversed(lines) if "root cause" not in line)
+    found = (re.search(r"\b(\w+(?:Error|Exception): .+|error: (?:unrecognized|argument) .+)", line) for line in reversed(lines) if "root cause" not in line)
     return next((m.group(1) for m in found if m), "")

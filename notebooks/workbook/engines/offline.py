@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 
 from workbook import platforms
-from workbook.engines.base import Answer, LocalEngine, Request, answer, printing_to
+from workbook.engines.base import Answer, LocalEngine, Request, answer, printing_to, wait_for_memory
 from workbook.params import Exam
 
 
@@ -62,7 +62,7 @@ class OfflineEngine(LocalEngine):
         with printing_to(self._log):
             self._llm.llm_engine.engine_core.shutdown()
         del self._llm  # the log stays open: vLLM's logger keeps writing to it until the process ends
-        self._wait_for_memory()
+        wait_for_memory(self._exam, self._memory_before)
 
     @contextlib.contextmanager
     def _alive(self):

@@ -1,0 +1,151 @@
+"""The server engine: vLLM's OpenAI-compatible servers, started on loopback for a run and stopped after it."""
+import atexit
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from workbook import models, platforms
+from workbook.engines.base import EngineDied, engine_args, environment, last_error, wait_for_memory
+from workbook.engines.http import HttpEngine
+from workbook.params import Exam
+
+STOP_S = 30
+"""Seconds a server may take to stop before it is killed."""
+PR_SET_PDEATHSIG = 1
+
+
+class ServerEngine(HttpEngine):
+    """`exam.replicas` servers side by side, each on GPUs of its own as long as there are some.
+
+    Attributes:
+        load_s: seconds until all of them answered.
+    """
+
+    def __init__(self, exam: Exam, model: Path, log: Path):
+        self._memory_before = platforms.gpu_memory_used(exam)
+        began = time.monotonic()
+        self._log, self._log_start = log, log.stat().st_size if log.exists() else 0
+        self._processes: list[subprocess.Popen] = []
+        self._tree: list[psutil.Process] = []
+        atexit.register(self._stop)
+        try:
+            urls = [self._launch(exam, model, index) for index in range(exam.replicas)]
+            self._wait_until_ready(urls, began + exam.timeout_s)
+            # Noted now: those of a server that is killed later are nobody's children by the time it is stopped.
+            self._tree = self._descendants()
+            super().__init__(exam, urls)
+        except BaseException:
+            self._stop()
+            raise
+        self.load_s = time.monotonic() - began
+
+    def _launch(self, exam: Exam, model: Path, index: int) -> str:
+        port = _free_port()
+        words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port),
+                 "--model", str(model), "--disable-uvicorn-access-log", *arguments(engine_args(exam))]
+        if adapter := models.adapter(exam):
+            words += ["--lora-modules", f"{adapter.name}={adapter.folder}"]
+        with self._log.open("a") as log:
+            self._processes.append(subprocess.Popen(words, env=os.environ | environment(exam) | placement(exam, index), stdin=subprocess.DEVNULL,
+                                                    stdout=log, stderr=log, preexec_fn=_die_with_parent))
+        return f"http://127.0.0.1:{port}"
+
+    def _wait_until_ready(self, urls: list[str], deadline: float) -> None:
+        """Ask each server whether it is up.
+
+        Raises:
+            EngineDied: one ended instead, or was not ready in time.
+        """
+        for url, process in zip(urls, self._processes, strict=True):
+            while not _is_ready(url):
+                if process.poll() is not None:
+                    raise EngineDied(f"the server did not start: {last_error(self._log, self._log_start) or f'its process ended with {process.returncode}'}")
+                if time.monotonic() > deadline:
+                    raise EngineDied(f"the server did not start: {url} was not ready within key 'timeout_s'")
+                time.sleep(0.25)
+
+    def close(self) -> None:
+        """Stop the servers with all their processes, and wait until their GPU memory is free."""
+        self._stop()
+        atexit.unregister(self._stop)
+        wait_for_memory(self._exam, self._memory_before)
+
+    def _stop(self) -> None:
+        tree = {*self._tree, *self._descendants()}
+        for process in self._processes:
+            process.send_signal(signal.SIGTERM)
+        for process in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=STOP_S)
+        _, alive = psutil.wait_procs(tree, timeout=1)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(alive, timeout=STOP_S)
+        for process in self._processes:
+            process.wait()
+        self._processes.clear()
+
+    def _descendants(self) -> list[psutil.Process]:
+        found = []
+        for process in self._processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        return found
+
+
+def arguments(given: dict[str, Any]) -> list[str]:
+    """Engine arguments as words of vLLM's command line."""
+    words = []
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name == "disable_log_stats":  # the one switch without an opposite
+            words += [flag] if value else []
+        elif isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, list):
+            words += [flag, *(json.dumps(v) if isinstance(v, dict) else str(v) for v in value)]
+        elif value is not None:
+            words += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
+    return words
+
+
+def placement(exam: Exam, index: int) -> dict[str, str]:
+    """Where the replica of that index runs: the environment that gives it its GPUs, or its CPU cores."""
+    each = platforms.workers(exam)
+    if gpus := platforms.gpus():
+        first = index * each % platforms.accelerators_used(exam)
+        return {"CUDA_VISIBLE_DEVICES": ",".join(str(g.index) for g in gpus[first:first + each])}
+    if "VLLM_CPU_OMP_THREADS_BIND" in exam.env:
+        return {}
+    shares = platforms.shares(exam.replicas * each)
+    return {"VLLM_CPU_OMP_THREADS_BIND": "|".join(shares[index * each:(index + 1) * each])}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _die_with_parent() -> None:
+    """In the new process: be told to stop when the one that started it ends, however that happens."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,176 @@
+"""Engines behind a URL: every load against a scripted server, its faults, and what a server is started with."""
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import scripted_server
+
+from workbook import client, embedded, load, metrics, models, params, platforms, validity
+from workbook.engines import EngineDied, http, server
+from workbook.errors import BadInput
+from workbook.subjects import Question
+
+SCRIPT = {"ttft": 0.05, "gap": 0.01}
+QUESTIONS = [Question(i, f"question {i}", [1, 2, 3], 11, None) for i in range(12)]
+CLOSED = {"load": "closed", "concurrency": [3]}
+
+
+def exam(url="", **values):
+    return params.check({"run": "x", "engine": "endpoint", "endpoint": url, "num_prompts": 12, "max_tokens": 11, "ignore_eos": True, "repetitions": 2} | values)
+
+
+def measured(url, **values):
+    asked = exam(url, **values)
+    done = load.measure(http.HttpEngine(asked, [url]), asked, load.requests(asked, QUESTIONS), 2)
+    return asked, done, load.requests_frame(done)
+
+
+@pytest.fixture(scope="module")
+def scripted():
+    with scripted_server.running(SCRIPT) as running:
+        yield running
+
+
+@pytest.mark.parametrize("values, arrivals", [
+    ({"load": "batch"}, lambda a: (a == 0).all()),
+    (CLOSED, lambda a: np.allclose(a[::3] / 0.15, np.arange(4), atol=0.15)),
+    ({"load": "poisson", "request_rate": 40.0}, lambda a: np.isclose(a[-1], 12 / 40) and np.diff(a).std() > 0.005),
+    ({"load": "burst", "request_rate": 40.0, "concurrency": 4}, lambda a: np.allclose(a, np.repeat([0, 0.1, 0.2], 4))),
+], ids=["batch", "closed", "poisson", "burst"])
+def test_every_load_reaches_the_server_and_is_timed(scripted, values, arrivals):
+    """The script's own times come back: first token after 50 ms, then one every 10 ms."""
+    asked, _, frame = measured(scripted.url, **values)
+    one = frame[frame.repetition == 1]
+    assert len(frame) == 24 and (frame.output_tokens == 11).all() and set(frame.finish_reason) == {"length"}
+    assert arrivals(np.sort(one.arrival_s.to_numpy())), one.arrival_s.tolist()
+    found = metrics.of_repetition(one)
+    assert found["ttft_p50_ms"] == pytest.approx(50, abs=4) and found["tpot_p50_ms"] == pytest.approx(10, rel=0.05)
+    assert found["itl_p50_ms"] == pytest.approx(10, abs=1) and found["e2e_p50_ms"] == pytest.approx(150, abs=6)
+    assert found["output_tok_s"] == pytest.approx(132 / (one.finished_s.max() - one.arrival_s.min()))
+    assert np.isnan(found["queue_p50_ms"]), "a server does not say when it scheduled what"
+    generations = pd.DataFrame({"answer": ["x"] * 12})
+    assert validity.check(asked, frame, generations, weights="", cached=0).problems == []
+
+
+def test_goodput_counts_requests_within_every_limit(scripted):
+    _, _, frame = measured(scripted.url, load="batch")
+    one = frame[frame.repetition == 1]
+    rate = metrics.of_repetition(one)["requests_s"]
+    for limits, share in (({"ttft_ms": 1000.0}, 1), ({"ttft_ms": 1.0}, 0), ({"ttft_ms": 1000.0, "tpot_ms": 5.0}, 0), ({"tpot_ms": 15.0, "e2e_ms": 1000.0}, 1)):
+        assert metrics.of_repetition(one, slo=params.Slo(**limits))["goodput_s"] == pytest.approx(share * rate)
+    assert "goodput_s" not in metrics.of_repetition(one)
+
+
+def test_requests_go_to_the_server_with_the_fewest_under_way():
+    with scripted_server.running(SCRIPT) as quick, scripted_server.running({"ttft": 0.35, "gap": 0.0}) as slow:
+        asked = exam(quick.url, num_prompts=30, **CLOSED | {"concurrency": [2]})
+        questions = [Question(i, "q", [1], 2, None) for i in range(30)]
+        done = load.measure(http.HttpEngine(asked, [quick.url, slow.url]), asked, load.requests(asked, questions), 1)
+        counts = load.requests_frame(done).replica.value_counts()
+        assert counts[0] > 2 * counts[1] > 0 and (quick.count(), slow.count()) == (counts[0], counts[1])
+
+
+@pytest.mark.parametrize("fault, reason", [
+    ({"fault": "status", "message": "the engine is on fire"}, "error: the server answered HTTP 500: the engine is on fire"),
+    ({"fault": "truncate"}, "error: the connection closed after 2 tokens, before the end of the stream"),
+    ({"fault": "stall"}, "error: no byte came for 0.3 s after 2 tokens"),
+    ({"fault": "few"}, None),
+], ids=lambda f: f["fault"] if isinstance(f, dict) else "")
+def test_a_fault_makes_the_run_invalid_and_keeps_what_came(monkeypatch, fault, reason):
+    monkeypatch.setattr(client, "STALL_S", 0.3)
+    with scripted_server.running(SCRIPT | fault) as broken:
+        asked, _, frame = measured(broken.url, **CLOSED)
+    assert len(frame) == 24 and all(r.startswith("error: ") for r in frame.finish_reason)
+    if reason:
+        assert set(frame.finish_reason) == {reason}
+    (problem, *_) = validity.check(asked, frame, pd.DataFrame({"answer": [""] * 12}), weights="", cached=0).problems
+    assert problem.startswith("24 of 24 answers are missing or failed (24 × error: ")
+
+
+def test_a_server_that_dies_during_the_load():
+    with scripted_server.running(SCRIPT | {"gap": 0.2}) as dying:
+        asked = exam(dying.url, **CLOSED)
+        engine = http.HttpEngine(asked, [dying.url])
+        answer = engine.answer
+
+        async def kill_then_answer(request):
+            if request.prompt_id == 5:
+                dying.process.kill()
+            return await answer(request)
+        engine.answer = kill_then_answer
+        frame = load.requests_frame(load.measure(engine, asked, load.requests(asked, QUESTIONS), 1))
+    assert len(frame) == 12 and (frame.finish_reason == "length").sum() == 3
+    assert any("closed" in r or "refused" in r for r in frame.finish_reason)
+
+
+def test_an_endpoint_that_is_none(scripted, monkeypatch):
+    monkeypatch.delenv(client.KEY_VARIABLE, raising=False)
+    with pytest.raises(BadInput, match="key 'endpoint' is 'http://127.0.0.1:9': no server answers there .*expected the URL of an OpenAI-compatible server that runs"):
+        http.HttpEngine(exam("http://127.0.0.1:9"), ["http://127.0.0.1:9"])
+    with pytest.raises(BadInput, match="/v1/models answers HTTP 404 and no list of models; expected an OpenAI-compatible server"):
+        http.HttpEngine(exam(scripted.url), [scripted.url + "/nothing"])
+    with scripted_server.running(SCRIPT, api_key="right") as guarded:
+        with pytest.raises(BadInput, match=r"the server refused the API key \(HTTP 401\); expected it in the environment variable OPENAI_API_KEY"):
+            http.HttpEngine(exam(guarded.url), [guarded.url])
+        monkeypatch.setenv(client.KEY_VARIABLE, "right")
+        _, _, frame = measured(guarded.url)
+        assert set(frame.finish_reason) == {"length"}
+
+
+# -- servers of our own -------------------------------------------------------------------------
+
+
+def test_engine_arguments_become_words_of_the_command_line():
+    assert server.arguments({"max_model_len": 64, "enforce_eager": True, "enable_prefix_caching": False, "disable_log_stats": False,
+                             "speculative_config": {"method": "ngram"}, "served_model_name": ["a", "b"], "seed": 0, "lora_target_modules": None}) == [
+        "--max-model-len", "64", "--enforce-eager", "--no-enable-prefix-caching", "--speculative-config", '{"method": "ngram"}',
+        "--served-model-name", "a", "b", "--seed", "0"]
+
+
+def test_replicas_are_placed_on_gpus_of_their_own_where_there_are_enough(monkeypatch):
+    asked = params.check({"run": "x", "engine": "server", "replicas": 2, "engine_args": {"tensor_parallel_size": 2}})
+    monkeypatch.setattr(platforms, "gpus", lambda: tuple(platforms.Gpu(i, "G", 1) for i in range(4)))
+    assert [server.placement(asked, i)["CUDA_VISIBLE_DEVICES"] for i in (0, 1)] == ["0,1", "2,3"] and platforms.accelerators_used(asked) == 4
+    monkeypatch.setattr(platforms, "gpus", lambda: tuple(platforms.Gpu(i, "G", 1) for i in (5, 6)))
+    assert [server.placement(asked, i)["CUDA_VISIBLE_DEVICES"] for i in (0, 1)] == ["5,6", "5,6"] and platforms.accelerators_used(asked) == 2
+    four = asked.model_copy(update={"replicas": 4, "engine_args": {}})
+    assert [server.placement(four, i)["CUDA_VISIBLE_DEVICES"] for i in range(4)] == ["5", "6", "5", "6"] and platforms.accelerators_used(four) == 2
+    monkeypatch.setattr(platforms, "gpus", lambda: ())
+    monkeypatch.setattr(platforms, "cores", lambda: [0, 1, 2, 3])
+    assert [server.placement(asked, i)["VLLM_CPU_OMP_THREADS_BIND"] for i in (0, 1)] == ["0|1", "2|3"]
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path):
+    """The real server, with an argument that it does not know; nothing of it is left."""
+    asked = params.check({"run": "x", "engine": "server", "engine_args": {"max_modle_len": 64}, "timeout_s": 120})
+    with pytest.raises(EngineDied, match="the server did not start: error: unrecognized arguments: --max-modle-len"):
+        server.ServerEngine(asked, embedded.prepare(), tmp_path / "engine.log")
+    assert not [p for p in psutil.Process().children(recursive=True) if "api_server" in " ".join(p.cmdline())]
+
+
+@pytest.mark.engine
+def test_a_real_server_killed_during_the_load(tmp_path):
+    """What came is kept, the rest says why, and no process is left."""
+    args = {"max_model_len": 128, "kv_cache_memory_bytes": 67_108_864, "enforce_eager": True}
+    asked = params.check({"run": "x", "engine": "server", "engine_args": args, "num_prompts": 4, "max_tokens": 11, "ignore_eos": True, "timeout_s": 200, "load": "closed", "concurrency": 1})
+    engine = server.ServerEngine(asked, models.resolve(asked), tmp_path / "engine.log")
+    try:
+        assert engine.window() == 128 and engine.load_s > 1
+        batch = load.requests(asked, QUESTIONS[:4])
+        (done,) = load.measure(engine, asked, batch, 1)
+        assert [len(a.token_ids) for a in done.answers] == [11] * 4 and done.counters["vllm:generation_tokens"] == 44
+        assert all(len(a.chunk_times) == 11 for a in done.answers), "a chunk a token"
+        answer, processes, tree = engine.answer, engine._processes[:], engine._tree
+        assert len(tree) >= 2, "the server and its engine core"
+
+        async def kill_then_answer(request):
+            if request.prompt_id == 2:
+                processes[0].kill()
+            return await answer(request)
+        engine.answer = kill_then_answer
+        (done,) = load.measure(engine, asked, batch, 1)
+        assert [a.finish_reason.split(":")[0] for a in done.answers] == ["length", "length", "error", "error"]
+    finally:
+        engine.close()
+    assert not [p for p in tree if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
