@@ -1,5 +1,6 @@
 """Metrics against hand-made rows, and the rows a repetition leaves."""
 import math
+import time
 
 import pandas as pd
 import pytest
@@ -78,6 +79,23 @@ def test_a_sweep_sends_the_first_requests_of_each_size():
     frame = load.requests_frame(done)
     assert frame.groupby(["repetition", "point"]).size().tolist() == [1, 4, 1, 4] and set(frame.replica) == {0, 1}
     assert [(p["repetition"], p["point"]) for p in load.passes(done)] == [(1, 1), (1, 4), (2, 1), (2, 4)]
+
+
+def test_only_a_schedule_can_be_fallen_behind():
+    """A batch takes its time to be handed over; a load that comes at a rate and is late is not the load that was asked for."""
+    class Slow(Echo):
+        run = staticmethod(lambda work: load.arrivals.run(work))
+
+        async def answer(self, request):
+            time.sleep(0.05)  # holds up the loop that sends
+            return self.generate([request], False)[0]
+    batch = load.requests(EXAM, [Question(i, "q", [1], 8, None) for i in range(4)])
+    behind = {}
+    for values in ({"load": "batch"}, {"load": "poisson", "request_rate": 100.0}):
+        exam = params.check({"run": "x", "engine": "async", "num_prompts": 4, "n": 2, "temperature": 0.7} | values)
+        (done,) = load.measure(Slow(), exam, batch, 1)
+        behind[exam.load] = done.behind
+    assert behind["batch"] == "" and "the load generator fell behind its schedule by up to" in behind["poisson"]
 
 
 def repetition() -> load.Repetition:
