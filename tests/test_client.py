@@ -151,8 +151,8 @@ FAULTS = [
                                                 "variable OPENAI_API_KEY, which is not set"),
     ({"fault": "no_stream"}, "not_a_stream", "the answer is no event stream: expected a server that honours 'stream'"),
     ({"fault": "stall"}, "stalled", "no byte came for 0.3 s after 2 tokens"),
-    ({"fault": "stall", "at": 0}, "stalled", "no byte came for 0.3 s before the first token"),
-    ({"ttft": 5.0}, "stalled", "no byte came for 0.3 s before the first token"),
+    ({"fault": "stall", "at": 0}, "timeout", "the answer was not whole within 1 s; given up before the first token"),
+    ({"ttft": 5.0}, "timeout", "the answer was not whole within 1 s; given up before the first token"),
     ({"chunks": 1000, "gap": 0.1}, "timeout", "the answer was not whole within 1 s; given up after 10 tokens"),
     ({"fault": "truncate"}, "truncated", "the connection closed after 2 tokens, before the end of the stream"),
     ({"fault": "truncate", "at": 0}, "truncated", "the connection closed after 0 tokens, before the end of the stream"),
@@ -179,7 +179,7 @@ def test_what_goes_wrong_is_said(server, monkeypatch, script, fault, sentence):
 
 def test_a_fault_does_not_touch_the_next_request(server):
     async def main():
-        one = Client(server.url, stall_s=0.2)
+        one = Client(server.url, stall_s=0.2, timeout_s=0.5)
         replies = []
         for script, *_ in FAULTS:
             if "chunks" not in script:
@@ -188,6 +188,10 @@ def test_a_fault_does_not_touch_the_next_request(server):
         await one.close()
         return replies
     assert {reply.error for reply in arrivals.run(main())} == {""}
+
+
+def test_a_request_may_wait_its_turn_for_longer_than_a_stall(server):
+    assert ask(server.url, request(4, ttft=0.8), stall_s=0.2).error == ""
 
 
 def test_nothing_listens():
@@ -199,8 +203,8 @@ def test_nothing_listens():
 
 def test_a_server_that_accepts_and_says_nothing():
     with socket.create_server(("127.0.0.1", 0)) as deaf:
-        reply = ask(f"http://127.0.0.1:{deaf.getsockname()[1]}", request(), stall_s=0.2)
-    assert reply.error == "no byte came for 0.2 s before the first token"
+        reply = ask(f"http://127.0.0.1:{deaf.getsockname()[1]}", request(), stall_s=0.1, timeout_s=0.3)
+    assert reply.error == "the answer was not whole within 0.3 s; given up before the first token"
 
 
 STREAM = (b'data: {"choices":[{"text":"a","finish_reason":"stop","token_ids":[1]}]}\n\n'

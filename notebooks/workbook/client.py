@@ -9,6 +9,7 @@ and the splitting of events, since each needs its time.
 Nothing is retried: a request that fails is a `Reply` with a sentence in `error`.
 """
 import asyncio
+import math
 import os
 import re
 import resource
@@ -28,7 +29,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 """The environment variable that holds the API key: the one place it is taken from. It is never logged."""
 
 STALL_S = 60.0
-"""Seconds without a byte after which a request has failed."""
+"""Seconds without a byte after which an answer that has begun has failed."""
 
 IDLE_S = 2.0
 """Seconds after which an idle connection is not used again: servers close theirs after some (vLLM after 5)."""
@@ -146,13 +147,19 @@ class _Connection(asyncio.Protocol):
 
     def watch(self) -> None:
         """Give up if no byte came for too long; else look again when that could next be so. One timer for the
-        whole request: to move it at every chunk would cost more than all else."""
-        stalled, over = self.last + self.client.stall_s, self.stream.reply.sent + self.client.timeout_s
+        whole request: to move it at every chunk would cost more than all else. Before its first token a request
+        may be waiting for its turn, and only the whole time counts."""
+        self.parse()
+        if self.whole:
+            self.end()
+        if self.waiter is None:
+            return
+        over = self.stream.reply.sent + self.client.timeout_s
+        stalled = self.last + self.client.stall_s if self.stream.tokens else math.inf
         wait = min(stalled, over) - _monotonic()
         if wait > 1e-3:
-            self.timer = self.loop.call_later(wait, self.watch)
+            self.timer = self.loop.call_later(min(wait, self.client.stall_s), self.watch)
             return
-        self.parse()
         when = f"after {self.stream.tokens} tokens" if self.stream.tokens else "before the first token"
         if stalled <= over:
             self.end("stalled", f"no byte came for {self.client.stall_s:g} s {when}")
@@ -191,7 +198,7 @@ class Client:
 
     Args:
         url: of the server, with or without `/v1`.
-        stall_s: seconds without a byte after which a request has failed.
+        stall_s: seconds without a byte after which an answer that has begun has failed.
         timeout_s: seconds after which a request that still runs has failed.
         token_ids: ask for the ids (vLLM's `return_token_ids`), which also tell how many tokens a chunk has.
 

@@ -11,7 +11,7 @@ from workbook import params, paths
 from workbook.errors import BadInput
 from workbook.params import Exam, Place, nearest
 
-Path_ = tuple[str, ...]
+KeyPath = tuple[str, ...]
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 BARE_NUMBER = re.compile(r"[-+]?(\d[\d_]*)?\.?\d*[eE][-+]?\d+")
 
@@ -22,7 +22,7 @@ BASE_8_OR_60 = re.compile(r"[-+]?(0[0-7_]+|\d[\d_]*(:\d+)+)")
 class Written:
     """Values by key, and where each was written by its path of keys (the leaves of nested mappings too)."""
     values: dict[str, Any]
-    places: dict[Path_, Place]
+    places: dict[KeyPath, Place]
 
     def over(self, other: "Written") -> "Written":
         """Both; where both have a key this one's value stands. Mappings are joined key by key, and null takes a key away."""
@@ -167,7 +167,7 @@ def _read(path: Path) -> Written:
     return written
 
 
-def _parse(text: str, source: str, prefix: Path_ = ()) -> Written:
+def _parse(text: str, source: str, prefix: KeyPath = ()) -> Written:
     """Read YAML with the place of every value; `prefix` is the path of keys that leads to it."""
     loader = yaml.SafeLoader(text)
     try:
@@ -175,13 +175,13 @@ def _parse(text: str, source: str, prefix: Path_ = ()) -> Written:
         values = loader.construct_document(node) if node else None
     finally:
         loader.dispose()
-    places: dict[Path_, Place] = {}
+    places: dict[KeyPath, Place] = {}
     if node:
         _walk(node, prefix, source, places)
     return Written(values if not isinstance(values, dict) else {str(k): v for k, v in values.items()}, places)
 
 
-def _walk(node: yaml.Node, path: Path_, source: str, places: dict[Path_, Place]) -> None:
+def _walk(node: yaml.Node, path: KeyPath, source: str, places: dict[KeyPath, Place]) -> None:
     """Collect places, and refuse what YAML would silently read as something else than was meant."""
     where = f"{source} line {node.start_mark.line + 1}" if source != "SET" else source
     if path:

@@ -27,13 +27,14 @@ class HttpEngine:
     def __init__(self, exam: Exam, urls: Sequence[str]):
         self._exam, self._urls = exam, [url.rstrip("/").removesuffix("/v1") for url in urls]
         self._served = self._ask_model(self._urls[0])
+        self._model = self._served["id"]
         self._under_way = [0] * len(self._urls)
         self._turn = itertools.count()
 
     def run(self, work: Coroutine) -> Any:
         """Run a load on an event loop; its `answer` calls reach the servers."""
         async def with_clients() -> Any:
-            self._clients = [client.Client(url, timeout_s=self._exam.timeout_s, stall_s=min(self._exam.timeout_s, client.STALL_S)) for url in self._urls]
+            self._clients = [client.Client(url, timeout_s=self._exam.timeout_s, stall_s=client.STALL_S) for url in self._urls]
             try:
                 return await work
             finally:
@@ -49,7 +50,7 @@ class HttpEngine:
         sampling = {"temperature": e.temperature, "top_p": e.top_p, "ignore_eos": e.ignore_eos} | ({"top_k": e.top_k} if e.top_k else {})
         try:
             reply = await self._clients[replica].complete(
-                client.Request(request.token_ids, request.max_tokens, self._served["id"], request.seed, sampling, request.arrival))
+                client.Request(request.token_ids, request.max_tokens, self._model, request.seed, sampling, request.arrival))
         finally:
             self._under_way[replica] -= 1
         reason = f"error: {reply.error}" if reply.error else reply.finish_reason or "none"

@@ -45,6 +45,8 @@ class ServerEngine(HttpEngine):
             # Noted now: those of a server that is killed later are nobody's children by the time it is stopped.
             self._tree = self._descendants()
             super().__init__(exam, urls)
+            if adapter := models.adapter(exam):
+                self._model = adapter.name
         except BaseException:
             self._stop()
             raise
