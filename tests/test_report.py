@@ -62,6 +62,14 @@ def test_charts_draw_with_and_without_a_golden():
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["golden 1", "golden 2", "new 1"]
 
 
+def test_a_sweep_is_drawn_over_its_points():
+    table = {f"output_tok_s@{size}": METRIC | {"sessions": [[size * 9.0, size * 10.0]], "golden_sessions": [[size * 10.0]]} for size in (1, 8, 64)}
+    figure = plots.sweep(table)
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["1", "8", "64"]
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["golden, median", "this run, median"]
+    assert len(plots.sweep({k: v | {"golden_sessions": None} for k, v in table.items()}).axes[0].get_legend().get_texts()) == 1
+
+
 def test_earlier_results_are_kept(folders):
     for value in (1, 2, 3):
         folder = runs.start("a")
