@@ -131,7 +131,7 @@ def test_a_gated_metric_gets_a_sentence(folders):
     golden = blessed(folders)
     found = results.judge_metric("output_tok_s", GATE, golden, [[88.0, 89.0, 90.0]])
     assert found["status"] == "REGRESSED"
-    assert found["sentence"].startswith("output_tok_s -11.0 % against the golden (90 % interval -13.")
+    assert found["sentence"].startswith("output_tok_s -11.0 % against the golden (96 % interval -13.")
 
 
 def test_an_inconclusive_metric_says_what_is_open(folders):

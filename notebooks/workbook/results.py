@@ -26,7 +26,7 @@ def judge_metric(name: str, gate: Gate, golden: goldens.Golden, sessions: list[l
         return {"status": "INVALID", "sentence": f"{name} is gated and could not be measured"}
     verdict = verdicts.judge(known.sessions, sessions, direction=known.direction, delta=gate.delta, margin=gate.margin)
     shifts = [verdicts.change(x, known.direction) * 100 for x in (verdict.effect, verdict.low, verdict.high)]
-    sentence = (f"{name} {shifts[0]:+.1f} % against the golden (90 % interval {min(shifts[1:]):+.1f} to {max(shifts[1:]):+.1f} %; "
+    sentence = (f"{name} {shifts[0]:+.1f} % against the golden ({verdict.confidence * 100:.0f} % interval {min(shifts[1:]):+.1f} to {max(shifts[1:]):+.1f} %; "
                 f"a loss of {abs(verdicts.change(verdict.smallest_visible, known.direction)) * 100:.1f} % would have been seen)")
     if verdict.status == "INCONCLUSIVE":
         sentence += f"; a loss of {gate.delta:.0%} is neither shown nor ruled out"
