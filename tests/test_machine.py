@@ -96,7 +96,7 @@ def test_a_gpu_is_sampled_through_nvml(monkeypatch):
 def test_wrong_engine_arguments_are_said_by_name():
     known = ["max_model_len", "enforce_eager", "model"]
     base.check_names({"max_model_len": 1}, known)
-    with pytest.raises(BadInput, match="key 'engine_args' has 'max_modle_len' .value 1.; expected an argument of vLLM's engine, such as 'max_model_len'"):
+    with pytest.raises(BadInput, match="key 'engine_args' has 'max_modle_len' .value 1.; expected an argument of vLLM's engine; did you mean 'max_model_len'.$"):
         base.check_names({"max_modle_len": 1}, known)
     with pytest.raises(BadInput, match="key 'engine_args' has 'model' .value 'x'.; use key 'model'"):
         base.check_names({"model": "x"}, known)

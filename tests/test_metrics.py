@@ -39,6 +39,15 @@ def test_every_metric_is_described():
     assert set(metrics.of_repetition(rows())) | {"acceptance_pct", "preemptions", "prefix_hit_pct", "goodput_s"} | {f"itl_p{q}_ms" for q in metrics.PERCENTILES} == set(metrics.METRICS)
 
 
+def test_the_plateau_leaves_out_ramp_and_tail():
+    """100 tokens between 1 and 2 s beside 20 between 1 and 5 s: 105 a second while both run, and the middle 60 of the 120
+    tokens come then; the long one's tail, which the makespan holds, is left out."""
+    frame = rows(first_token_s=[1.0, 1.0], last_token_s=[2.0, 5.0], output_tokens=[100, 20])
+    assert metrics.plateau(frame) == pytest.approx(105)
+    assert metrics.of_repetition(frame)["output_tok_s"] == pytest.approx(120 / 4.2)
+    assert math.isnan(metrics.plateau(rows(first_token_s=[float("nan"), 1.0])))
+
+
 def test_percentiles_are_never_pooled():
     both = pd.concat([rows().assign(session=1, repetition=1, point=0), rows(last_token_s=[2.5, 5.0]).assign(session=1, repetition=2, point=0)])
     assert list(metrics.by_repetition(both).e2e_p50_ms) == pytest.approx([2750, 3750])
@@ -68,7 +77,7 @@ class Echo:
         return {"calls": 1.0}
 
     def generate(self, requests, bar):
-        return [Answer(r.prompt_id, r.sample, "7", [5], 3, 8, "stop", 1.0, 1.0, 1.0, 1.0, replica=r.prompt_id % 2) for r in requests]
+        return [Answer(r.prompt_id, r.sample, "7", [5], 1, 3, 8, "stop", 1.0, 1.0, 1.0, 1.0, replica=r.prompt_id % 2) for r in requests]
 
 
 def test_a_sweep_sends_the_first_requests_of_each_size():
@@ -99,7 +108,7 @@ def test_only_a_schedule_can_be_fallen_behind():
 
 
 def repetition() -> load.Repetition:
-    answers = [Answer(0, s, "7", [5, 6], 3, 8, "stop", 100.1, 100.2, 100.5, 101.0) for s in (0, 1)]
+    answers = [Answer(0, s, "7", [5, 6], 2, 3, 8, "stop", 100.1, 100.2, 100.5, 101.0) for s in (0, 1)]
     return load.Repetition(1, 0, 100.0, 101.5, answers, {})
 
 

@@ -14,8 +14,9 @@ from workbook.params import Exam, Place, nearest
 KeyPath = tuple[str, ...]
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 BARE_NUMBER = re.compile(r"[-+]?(\d[\d_]*)?\.?\d*[eE][-+]?\d+")
-
+"""What a person means as a number and YAML 1.1 reads as text, where the dot or the exponent's sign is missing."""
 BASE_8_OR_60 = re.compile(r"[-+]?(0[0-7_]+|\d[\d_]*(:\d+)+)")
+"""What YAML 1.1 reads as a whole number to the base of 8 or 60."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,12 @@ def names() -> list[str]:
 
     A file that cannot be read counts as one run, so that it is reported when it is loaded.
     """
-    return [run for path in sorted(Path(paths.params()).glob("*.yaml")) for run in _runs_of(path)]
+    return [run for path in sorted(paths.params().glob("*.yaml")) for run in _runs_of(path)]
 
 
 def misnamed() -> list[str]:
     """Files of params/ that look like exams and are not read, for their ending."""
-    return sorted(p.name for p in Path(paths.params()).glob("*.yml"))
+    return sorted(p.name for p in paths.params().glob("*.yml"))
 
 
 def select(name: str) -> list[str]:

@@ -114,7 +114,7 @@ def requests_frame(done: list[Repetition], session: int = 1) -> pd.DataFrame:
     for r in done:
         for a in r.answers:
             row = {"session": session, "repetition": r.number, "point": r.point, "prompt_id": a.prompt_id, "sample": a.sample, "replica": a.replica,
-                   "prompt_tokens": a.prompt_tokens, "max_tokens": a.max_tokens, "output_tokens": len(a.token_ids), "finish_reason": a.finish_reason,
+                   "prompt_tokens": a.prompt_tokens, "max_tokens": a.max_tokens, "output_tokens": a.output_tokens, "finish_reason": a.finish_reason,
                    "arrival_s": 0.0 if a.arrival is None else a.arrival - r.arrival, "finished_s": r.finished - r.arrival}
             for name in ("queued", "scheduled", "first_token", "last_token"):
                 at = getattr(a, name)

@@ -24,7 +24,6 @@ class Facts:
     heads: int
     kv_heads: int
     window: int
-    vocabulary: int
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,7 @@ def facts_of(text: str) -> Facts:
     config = json.loads(text)
     config = config | config.get("text_config", {})
     heads = config.get("num_attention_heads") or config.get("n_head") or 0
-    return Facts(heads, config.get("num_key_value_heads") or heads, config.get("max_position_embeddings") or config.get("n_positions") or 0,
-                 config.get("vocab_size") or 0)
+    return Facts(heads, config.get("num_key_value_heads") or heads, config.get("max_position_embeddings") or config.get("n_positions") or 0)
 
 
 def window(exam: Exam, folder: Path) -> int:
@@ -107,9 +105,11 @@ def check(exam: Exam, found: Facts) -> None:
     """Raise BadInput where the engine's arguments contradict the model."""
     parallel = exam.engine_args.get("tensor_parallel_size", 1)
     if isinstance(parallel, int) and parallel > 1:
-        for heads, what in ((found.heads, "attention heads"), (found.kv_heads, "key-value heads")):
-            if heads % parallel and (what == "attention heads" or parallel % heads):
-                raise BadInput(f"key 'engine_args.tensor_parallel_size' is {parallel}: '{exam.model}' has {heads} {what}; expected a size that divides them")
+        # Fewer key-value heads than workers are copied to several of them.
+        undivided = (f"{found.heads} attention heads" if found.heads % parallel else
+                     f"{found.kv_heads} key-value heads" if found.kv_heads % parallel and parallel % found.kv_heads else "")
+        if undivided:
+            raise BadInput(f"key 'engine_args.tensor_parallel_size' is {parallel}: '{exam.model}' has {undivided}; expected a size that divides them")
     longest = exam.engine_args.get("max_model_len")
     if isinstance(longest, int) and found.window and longest > found.window and "hf_overrides" not in exam.engine_args:
         raise BadInput(f"key 'engine_args.max_model_len' is {longest}: '{exam.model}' was made for {found.window} tokens; expected at most that")

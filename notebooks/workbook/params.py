@@ -105,9 +105,9 @@ class Exam(Section):
 
     def _subject_problems(self):
         if self.subject == "random":
-            for key, value, expected in (("input_len", self.input_len, "1 or more"), ("output_len", self.output_len, "1 or more")):
-                if not value:
-                    yield f"key '{key}' is 0: subject 'random' is made to length; expected {expected}"
+            for key in ("input_len", "output_len"):
+                if not getattr(self, key):
+                    yield f"key '{key}' is 0: subject 'random' is made to length; expected 1 or more"
             if self.chat_template or self.prompt_suffix:
                 key, value, expected = ("chat_template", "true", "false") if self.chat_template else ("prompt_suffix", repr(self.prompt_suffix), "''")
                 yield f"key '{key}' is {value}: subject 'random' is token ids, not text; expected {expected}"
@@ -225,7 +225,7 @@ def check(values: dict[str, Any], source: str = "parameters", places: Mapping[tu
     """
     given = {k: v for k, v in values.items() if _is_parameter(k, v)}
     try:
-        return Exam(**{k: _as_float(k, v) for k, v in given.items()})
+        return Exam(**given)
     except ValidationError as error:
         raise BadInput("; ".join(_sentence(source, e, places or {}) for e in error.errors())) from None
 
@@ -240,13 +240,6 @@ def _is_parameter(name: str, value: Any) -> bool:
     """A notebook's namespace also holds modules, functions and IPython's own names."""
     return not (name.startswith("_") or name in ("In", "Out", "exit", "quit", "open", "get_ipython")
                 or callable(value) or isinstance(value, types.ModuleType))
-
-
-def _as_float(key: str, value: Any) -> Any:
-    """An integer is a fine number of a fraction's key; a text or a bool is not."""
-    field = Exam.model_fields.get(key)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return float(value) if field is not None and field.annotation is float and whole else value
 
 
 EXPECTED = {

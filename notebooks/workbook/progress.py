@@ -37,7 +37,7 @@ def counting(bar: Callable | bool, total: int) -> Iterator[Callable | None]:
 
     def ended(answer) -> None:
         nonlocal tokens
-        tokens += len(answer.token_ids)
+        tokens += answer.output_tokens
         shown.set_postfix_str(f"{tokens / (time.monotonic() - began):,.0f} tok/s", refresh=False)
         shown.update()
     try:

@@ -8,7 +8,7 @@ import random as random_module
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbook import hub, paths
@@ -68,7 +68,7 @@ def questions(exam: Exam, tokenizer: Tokenizer, window: int = 0) -> list[Questio
     if (have := len(found)) < exam.num_prompts:
         if not exam.repeat_prompts:
             raise BadInput(f"key 'num_prompts' is {exam.num_prompts}: subject '{exam.subject}' has {have}; expected at most that, or repeat_prompts: true")
-        found = [Question(i, *_parts(found[i % have])) for i in range(exam.num_prompts)]
+        found = [replace(found[i % have], prompt_id=i) for i in range(exam.num_prompts)]
     _fits(exam, found, window)
     return found
 
@@ -252,10 +252,6 @@ def _render(exam: Exam, tokenizer: Tokenizer, first: int, block: list[Prompt]) -
             limit = min(limit, lengths[i]) if limit else lengths[i]
         found.append(Question(first + len(found), texts[i], ids[i], limit, prompt.gold))
     return found
-
-
-def _parts(question: Question) -> tuple[str, list[int], int, str | None]:
-    return question.text, question.token_ids, question.max_tokens, question.gold
 
 
 def _fits(exam: Exam, found: list[Question], window: int) -> None:

@@ -37,10 +37,6 @@ class Tokenizer:
         """Token ids of each text; `special`: with those that the tokenizer itself puts around a text."""
         return [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=special)]
 
-    def decode(self, token_ids: list[int]) -> str:
-        """Text of token ids, special ones included."""
-        return self._backend.decode(token_ids, skip_special_tokens=False)
-
     def special_ids(self) -> set[int]:
         """Ids with a meaning of their own (end of text, roles)."""
         return {number for number, token in self._backend.get_added_tokens_decoder().items() if token.special}

@@ -55,7 +55,7 @@ def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weig
         problems.append("the engine gave no times for some requests")
     problems += dict.fromkeys(behind)
     replicas = exam.replicas if exam.engine == "server" else exam.engine_args.get("data_parallel_size", 1) if exam.engine == "async" else 1
-    if len(requests) >= 4 * replicas and (idle := sorted(set(range(replicas)) - set(requests.replica))):
+    if len(requests) >= 4 * replicas and (idle := sorted(set(range(replicas)) - set(done.replica))):
         problems.append(f"{_which(idle)} of {replicas} answered nothing: it is dead, or no request reaches it")
     if exam.ignore_eos and len(short := done[done.output_tokens != done.max_tokens]):
         problems.append(f"{len(short)} answers are shorter than asked for although end-of-sequence is ignored (is max_model_len too small?)")

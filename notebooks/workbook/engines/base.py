@@ -1,7 +1,6 @@
 """What all engines that run vLLM here share: arguments, environment, log, and the wait for free memory."""
 import contextlib
 import dataclasses
-import difflib
 import os
 import re
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 
 from workbook import models, platforms
 from workbook.errors import BadInput
-from workbook.params import Exam
+from workbook.params import Exam, nearest
 
 GPU_MEMORY_SLACK = 512 << 20
 """Bytes above the level before the start that count as free again: CUDA contexts come and go."""
@@ -41,12 +40,14 @@ class Answer:
             this process's tree, by the client where it is reached over HTTP; None if there is none.
         replica: which data-parallel engine or server answered.
         arrival: when the request was due; None where all were handed over at once.
-        chunk_times, chunk_tokens: when a streaming client got tokens, and how many.
+        token_ids: empty where a server does not return them; `output_tokens` counts them all the same.
+        chunk_times: when a streaming client got tokens.
     """
     prompt_id: int
     sample: int
     text: str
     token_ids: list[int]
+    output_tokens: int
     prompt_tokens: int
     max_tokens: int
     finish_reason: str
@@ -57,7 +58,6 @@ class Answer:
     replica: int = 0
     arrival: float | None = None
     chunk_times: Sequence[float] = ()
-    chunk_tokens: Sequence[int] = ()
 
 
 class EngineDied(RuntimeError):
@@ -176,7 +176,8 @@ def answer(request: Request, output, replica: int = 0) -> Answer:
 
     def at(name: str) -> float | None:
         return getattr(times, name, 0.0) or None
-    return Answer(request.prompt_id, request.sample, completion.text, list(completion.token_ids), len(output.prompt_token_ids), request.max_tokens,
+    ids = list(completion.token_ids)
+    return Answer(request.prompt_id, request.sample, completion.text, ids, len(ids), len(output.prompt_token_ids), request.max_tokens,
                   completion.finish_reason or "none", at("queued_ts"), at("scheduled_ts"), at("first_token_ts"), at("last_token_ts"), replica, request.arrival)
 
 
@@ -205,8 +206,7 @@ def check_names(given: dict[str, Any], known: list[str]) -> None:
     """Raise BadInput for a key of `engine_args` that is no argument of vLLM's engine."""
     for name in given:
         if name == "model" or name not in (*known, "lora_modules"):
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-            hint = "use key 'model'" if name == "model" else f"expected an argument of vLLM's engine{f', such as {close[0]!r}' if close else ''}"
+            hint = "use key 'model'" if name == "model" else f"expected an argument of vLLM's engine{nearest(name, known)}"
             raise BadInput(f"key 'engine_args' has {name!r} (value {given[name]!r}); {hint}")
 
 

@@ -54,9 +54,10 @@ class HttpEngine:
         finally:
             self._under_way[replica] -= 1
         reason = f"error: {reply.error}" if reply.error else reply.finish_reason or "none"
-        ids = list(reply.token_ids) if reply.token_ids is not None else [0] * reply.output_tokens
-        return Answer(request.prompt_id, request.sample, reply.text, ids, reply.prompt_tokens or len(request.token_ids), request.max_tokens, reason,
-                      None, None, reply.first_token, reply.last_token, replica, request.arrival, reply.chunk_times, reply.chunk_tokens)
+        # A stream that broke off brought no usage, but some tokens.
+        return Answer(request.prompt_id, request.sample, reply.text, list(reply.token_ids or ()), reply.output_tokens or sum(reply.chunk_tokens),
+                      reply.prompt_tokens or len(request.token_ids), request.max_tokens, reason,
+                      None, None, reply.first_token, reply.last_token, replica, request.arrival, reply.chunk_times)
 
     def counters(self) -> dict[str, float]:
         """The servers' own counters by name, summed over labels and servers; empty where they publish none."""
