@@ -146,6 +146,30 @@ def test_a_gated_metric_that_is_missing_is_invalid(folders):
     assert results.judge_metric("output_tok_s", GATE, golden, [[100.0]])["sentence"] == "output_tok_s is gated and the golden does not have it"
 
 
+@pytest.mark.parametrize("before, now, status", [
+    ([[20.0], [21.0], [20.5]], [[26.0]], "REGRESSED"), ([[20.0], [21.0], [20.5]], [[20.8]], "PASSED"), ([[20.0], [21.0], [20.5]], [[23.0]], "INCONCLUSIVE"),
+    ([[20.0]], [[22.0]], "INCONCLUSIVE"), ([[20.0]], [[40.0]], "REGRESSED"), ([[20.0], [20.1], [20.2]], [[20.1], [20.0]], "PASSED")])
+def test_a_metric_with_one_sample_a_session_is_judged_too(folders, before, now, status):
+    """The start-up time: no spread within sessions, so what they are taken to differ by stands for all noise."""
+    golden = blessed(folders)
+    golden.metrics["startup_s"].sessions = before
+    gate = params.check({"run": "x", "concurrency": [32], "gates": {"startup_s": {"delta": 0.2, "margin": 0.1}}}).gates["startup_s"]
+    found = results.judge_metric("startup_s", gate, golden, now)
+    assert found["status"] == status, found["sentence"]
+
+
+def test_a_session_gives_a_golden_one_start_up_time(folders):
+    passes = by_repetition()
+    passes.loc[(1, 2):, "startup_s"] = np.nan
+    found = goldens.session_of(record(), passes, None, [])
+    assert found.metrics["startup_s"].sessions == [[100.0]]
+    passes.loc[(1, 2), "energy_j_per_token"] = np.nan
+    other = goldens.session_of(record(), passes, None, [])
+    assert "energy_j_per_token" not in other.metrics
+    for merged in (goldens.merge(found, other), goldens.merge(other, found)):
+        assert "energy_j_per_token" not in merged.metrics and merged.metrics["startup_s"].sessions == [[100.0], [100.0]]
+
+
 @pytest.mark.parametrize("host, comparable", [(1.05, True), (1.12, True), (1.3, False), (0.8, False)])
 def test_controls_say_whether_the_machine_is_the_same(folders, host, comparable):
     assert results.judge_controls(blessed(folders), {"host_s": [host], "device_s": [2.0]})["comparable"] is comparable

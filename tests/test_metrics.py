@@ -9,6 +9,7 @@ from workbook.engines import Answer
 from workbook.subjects import Question
 
 EXAM = params.check({"run": "x", "n": 2, "temperature": 0.7})
+BESIDE = ("kv_cache_peak_pct", "memory_peak_gb", "energy_j_per_token", "startup_s")
 
 
 def rows(**columns) -> pd.DataFrame:
@@ -36,7 +37,19 @@ def test_one_token_has_no_time_per_output_token():
 
 
 def test_every_metric_is_described():
-    assert set(metrics.of_repetition(rows())) | {"acceptance_pct", "preemptions", "prefix_hit_pct", "goodput_s"} | {f"itl_p{q}_ms" for q in metrics.PERCENTILES} == set(metrics.METRICS)
+    assert set(metrics.of_repetition(rows())) | {"acceptance_pct", "preemptions", "prefix_hit_pct", "goodput_s", *BESIDE} | {f"itl_p{q}_ms" for q in metrics.PERCENTILES} == set(metrics.METRICS)
+
+
+def test_what_was_measured_beside_the_requests_is_a_metric_too():
+    """A pass's own values carry its point; what is measured once a session stands once, without one."""
+    both = pd.concat([rows().assign(session=1, repetition=r, point=p) for r in (1, 2) for p in (8, 32)])
+    passes = [{"session": 1, "repetition": r, "point": p, "counters": {}, "measured": {"memory_peak_gb": r + p, "startup_s": 21.5} if (r, p) == (1, 8) else {"memory_peak_gb": r + p}}
+              for r in (1, 2) for p in (8, 32)]
+    found = metrics.by_repetition(both, passes)
+    assert metrics.sessions(found, "memory_peak_gb@32") == [[33, 34]] and metrics.sessions(found, "startup_s") == [[21.5]]
+    assert {name for name in found if name.startswith("startup")} == {"startup_s"}
+    shown = metrics.table(found).set_index("metric").loc["startup_s"]
+    assert shown["repetition 1"] == 21.5 and math.isnan(shown["repetition 2"])
 
 
 def test_the_plateau_leaves_out_ramp_and_tail():

@@ -31,7 +31,7 @@ WRONG = [
     ({"gates": {"output_tok_s": {"delta": 5.0}}}, "parameters: key 'gates.output_tok_s.delta' is 5.0; expected less than 1.0"),
     ({"gates": {"output_tok": {}}}, "parameters: key 'gates' names the metric 'output_tok'; expected one that is measured; did you mean 'output_tok_s'?"),
     ({"concurrency": [1, 32], "gates": {"output_tok_s@23": {}}},
-     "parameters: key 'gates' names the metric 'output_tok_s@23'; expected one measured at a point of the sweep, such as 'prefix_hit_pct@32'; did you mean 'output_tok_s@32'?"),
+     "parameters: key 'gates' names the metric 'output_tok_s@23'; expected one measured at a point of the sweep, such as 'output_tok_s@32'; did you mean 'output_tok_s@32'?"),
     ({"n": 4}, "parameters: key 'n' is 4: temperature 0 gives the same answer every time; expected n = 1 or a temperature above 0"),
     ({"max_tokens": 0}, "parameters: key 'max_tokens' is 0: subject 'chain_sum' has no answer lengths of its own; expected 1 or more"),
     ({"run": "a/b"}, "parameters: key 'run' is 'a/b'; expected a text of the form ^[A-Za-z0-9][A-Za-z0-9._@-]*$"),

@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from workbook import files, paths
+from workbook import files, metrics, paths
 from workbook.errors import BadInput
-from workbook.metrics import kind
 
 SCHEMA_VERSION = 1
 
@@ -128,8 +127,9 @@ def session_of(record: dict[str, Any], by_repetition: pd.DataFrame,
         scores: rows of `scores.parquet` with prompt_id, sample and correct; None without a scorer.
         sequences: golden token sequences with their log-probabilities.
     """
-    samples = {name: Samples(unit=kind(name).unit, direction=kind(name).direction, sessions=[[_rounded(v) for v in by_repetition[name]]])
-               for name in by_repetition if by_repetition[name].notna().all()}
+    found = {name: metrics.sessions(by_repetition, name) for name in by_repetition}
+    samples = {name: Samples(unit=metrics.kind(name).unit, direction=metrics.kind(name).direction, sessions=[[_rounded(v) for v in s] for s in values])
+               for name, values in found.items() if np.isfinite(np.concatenate(values)).all()}
     return Golden(
         run=record["params"]["run"], key=key_of(record), subject=record["subject"], environment=record["machine"],
         controls={name: [[_rounded(v) for v in values]] for name, values in record["controls"].items()},
@@ -138,7 +138,8 @@ def session_of(record: dict[str, Any], by_repetition: pd.DataFrame,
 
 
 def merge(first: Golden, *others: Golden) -> Golden:
-    """Sessions of the same work on the same platform and subject, pooled; answers and sequences are the first's.
+    """Sessions of the same work on the same platform and subject, pooled; answers and sequences are the first's, and
+    a metric that one of them lacks is left out.
 
     Raises:
         BadInput: the sessions are not comparable.
@@ -147,6 +148,7 @@ def merge(first: Golden, *others: Golden) -> Golden:
         if other.key != first.key or other.subject != first.subject:
             raise BadInput(f"sessions of '{first.run}' differ in what was run: {other.key} {other.subject}; expected {first.key} {first.subject}")
     merged = first.model_copy(deep=True)
+    merged.metrics = {name: samples for name, samples in merged.metrics.items() if all(name in other.metrics for other in others)}
     for other in others:
         for name, samples in merged.metrics.items():
             samples.sessions += other.metrics[name].sessions

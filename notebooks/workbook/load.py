@@ -1,7 +1,7 @@
 """Loads: how requests reach the engine, repetition by repetition, and the rows they leave."""
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ class Repetition:
         finished: when the last answer was in the caller's hands, on the same clock.
         counters: growth of the engine's counters over the repetition.
         behind: a sentence if the load generator fell behind its own schedule; else empty.
+        measured: what else was measured of the pass, by metric.
     """
     number: int
     point: int
@@ -31,6 +32,7 @@ class Repetition:
     answers: list[Answer]
     counters: dict[str, float]
     behind: str = ""
+    measured: dict[str, float] = field(default_factory=dict)
 
 
 def requests(exam: Exam, questions: list[Question]) -> list[Request]:
@@ -97,9 +99,9 @@ def schedule(exam: Exam, count: int, repetition: int) -> np.ndarray:
 
 def passes(done: list[Repetition], session: int = 1) -> list[dict[str, Any]]:
     """What is kept of each pass beside its requests: session, repetition, point, makespan in seconds, the growth
-    of the engine's counters, and whether the load fell behind."""
+    of the engine's counters, whether the load fell behind, and what else was measured of it, by metric."""
     return [{"session": session, "repetition": r.number, "point": r.point, "makespan_s": r.finished - r.arrival, "counters": r.counters,
-             "behind": r.behind} for r in done]
+             "behind": r.behind, "measured": dict(r.measured)} for r in done]
 
 
 def requests_frame(done: list[Repetition], session: int = 1) -> pd.DataFrame:

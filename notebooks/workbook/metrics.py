@@ -17,10 +17,12 @@ from workbook.params import Slo
 
 @dataclass(frozen=True)
 class Metric:
-    """What a number is: its unit, which way is better, and its definition for the report."""
+    """What a number is: its unit, which way is better, and its definition for the report; `once`: a session has
+    one sample of it, and not one a repetition."""
     unit: str
     direction: str
     definition: str
+    once: bool = False
 
 
 PERCENTILES = (50, 90, 95, 99)
@@ -44,6 +46,10 @@ METRICS = {
     "acceptance_pct": Metric("%", "higher", "accepted / drafted tokens of speculative decoding, where there is any"),
     "preemptions": Metric("requests", "lower", "times a running request was put back for want of KV cache"),
     "prefix_hit_pct": Metric("%", "higher", "prompt tokens found in the prefix cache, where it is on"),
+    "kv_cache_peak_pct": Metric("%", "lower", "largest share of the KV cache in use at the end of a step, in any engine (a server is asked every two seconds)"),
+    "memory_peak_gb": Metric("GB", "lower", "most memory in use on any one of the GPUs; without a GPU, resident in the process tree; sampled twice a second"),
+    "energy_j_per_token": Metric("J/token", "lower", "energy of all GPUs in use over the makespan / output tokens, where NVML gives energy or power"),
+    "startup_s": Metric("s", "lower", "start of the engine to its being ready, once a session", once=True),
 }
 THROUGHPUT = "output_tok_s"
 
@@ -121,20 +127,25 @@ def by_repetition(requests: pd.DataFrame, passes: Sequence[dict[str, Any]] = (),
 
     Args:
         requests: rows of `load.requests_frame`.
-        passes: what a run's record has of each pass: session, repetition, point and the growth of the engine's counters.
+        passes: what a run's record has of each pass: session, repetition, point, the growth of the engine's counters, and
+            what else was measured of it, by metric.
         accelerators, slo: as `of_repetition`.
     """
     rows: dict[tuple[int, int], dict[str, float]] = {}
     for (session, repetition, point), group in requests.groupby(["session", "repetition", "point"]):
         rows.setdefault((session, repetition), {}).update(_at(point, of_repetition(group, accelerators, slo)))
     for p in passes:
-        rows[p["session"], p["repetition"]].update(_at(p["point"], _of_counters(p["counters"])))
+        rows[p["session"], p["repetition"]].update(_at(p["point"], _of_counters(p["counters"]) | p.get("measured", {})))
     return pd.DataFrame(rows).T.rename_axis(["session", "repetition"])
 
 
 def sessions(by_repetition: pd.DataFrame, name: str) -> list[list[float]]:
-    """A metric's samples, a list for each session; empty if it was not measured."""
-    return [list(group) for _, group in by_repetition[name].groupby(level="session")] if name in by_repetition else []
+    """A metric's samples, a list for each session; empty if it was not measured. A session's one sample of what is
+    measured once stands at its first repetition."""
+    if name not in by_repetition:
+        return []
+    groups = [group for _, group in by_repetition[name].groupby(level="session")]
+    return [list(group.iloc[:1] if kind(name).once else group) for group in groups]
 
 
 def table(by_repetition: pd.DataFrame) -> pd.DataFrame:
@@ -145,7 +156,7 @@ def table(by_repetition: pd.DataFrame) -> pd.DataFrame:
 
 
 def _at(point: int, values: dict[str, float]) -> dict[str, float]:
-    return {f"{name}@{point}": value for name, value in values.items()} if point else values
+    return {f"{name}@{point}" if point and not METRICS[name].once else name: value for name, value in values.items()}
 
 
 def _of_counters(growth: dict[str, float]) -> dict[str, float]:

@@ -166,11 +166,11 @@ class Exam(Section):
 
     def _gate_problems(self):
         # Imported here: the metrics bring pandas, which reading a params file must not wait for.
-        from workbook.metrics import METRICS
-        known = [f"{metric}@{size}" for metric in METRICS for size in self.points] or list(METRICS)
+        from workbook.metrics import METRICS, THROUGHPUT
+        known = [f"{name}@{size}" if size and not metric.once else name for name, metric in METRICS.items() for size in self.points or [0]]
         for name in self.gates:
             if name not in known:
-                what = f"measured at a point of the sweep, such as {known[-1]!r}" if self.points else "that is measured"
+                what = f"measured at a point of the sweep, such as '{THROUGHPUT}@{self.points[-1]}'" if self.points else "that is measured"
                 yield f"key 'gates' names the metric '{name}'; expected one {what}{nearest(name, known)}"
 
     @property

@@ -24,7 +24,8 @@ def judge_metric(name: str, gate: Gate, golden: goldens.Golden, sessions: list[l
         return {"status": "INVALID", "sentence": f"{name} is gated and the golden does not have it"}
     if not sessions or not np.isfinite(np.concatenate(sessions)).all():
         return {"status": "INVALID", "sentence": f"{name} is gated and could not be measured"}
-    verdict = verdicts.judge(known.sessions, sessions, direction=known.direction, delta=gate.delta, margin=gate.margin)
+    verdict = verdicts.judge(known.sessions, sessions, direction=known.direction, delta=gate.delta, margin=gate.margin,
+                             prior_sd=verdicts.ONCE_PRIOR_SD if metrics.kind(name).once else verdicts.PRIOR_SD)
     shifts = [verdicts.change(x, known.direction) * 100 for x in (verdict.effect, verdict.low, verdict.high)]
     sentence = (f"{name} {shifts[0]:+.1f} % against the golden ({verdict.confidence * 100:.0f} % interval {min(shifts[1:]):+.1f} to {max(shifts[1:]):+.1f} %; "
                 f"a loss of {abs(verdicts.change(verdict.smallest_visible, known.direction)) * 100:.1f} % would have been seen)")

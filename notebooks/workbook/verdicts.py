@@ -10,6 +10,9 @@ PRIOR_SD, PRIOR_SHARE, PRIOR_DF = 0.01, 0.5, 8
 """How much sessions are taken to differ before any is seen: by 1 %, or by half the noise within a session where
 that is more; and how much is thought of that guess: as much as of 8 observed degrees of freedom. Three or five
 sessions say too little about their own spread. tests/bench/verdict_rates.py prints what follows from the choice."""
+ONCE_PRIOR_SD = 0.06
+"""PRIOR_SD of what a session has one sample of, such as its start-up time: there the noise within a session, unseen,
+is in how much sessions differ (seven starts of one engine on one machine: by 6 %)."""
 FIRST_LOOK, POOLED, PAIRED = (0.98, 0.98), (0.98, 0.95), (0.95, 0.95)
 """Confidence that there is a loss, for REGRESSED, and that it is below delta, for PASSED: by a single new session, by
 more of them, by pairs. The first look asks more for PASSED, which ends the matter there: a session that stands alone
@@ -52,14 +55,14 @@ class Side(NamedTuple):
 
 
 def judge(golden_sessions: list[list[float]], new_sessions: list[list[float]], *, direction: str,
-          delta: float = 0.05, margin: float = 0.03) -> Verdict:
+          delta: float = 0.05, margin: float = 0.03, prior_sd: float = PRIOR_SD) -> Verdict:
     """Compare a metric's samples with its golden's, session by session.
 
     In logs: d = mean of the golden's S_g session means - mean of the S_n new ones (sign turned for "lower").
     A session's mean varies by what differs between sessions and by what is left of its n_j samples' noise. With
     s^2 the variance within sessions, pooled over all, the variance of a session's mean is expected to be
 
-        v_j = max(PRIOR_SD, PRIOR_SHARE s)^2 + s^2 / n_j
+        v_j = max(prior_sd, PRIOR_SHARE s)^2 + s^2 / n_j
 
     and, once f = S_g + S_n - 2 degrees of freedom of session means have been seen, r v_j with
 
@@ -83,19 +86,20 @@ def judge(golden_sessions: list[list[float]], new_sessions: list[list[float]], *
         delta: the loss that must be ruled out for PASSED, as a fraction of the speed: a time that is
             1 / (1 - delta) times as long is such a loss too.
         margin: the loss up to which a difference is not called one, likewise.
+        prior_sd: how much sessions are taken to differ before any is seen, in logs.
 
     Raises:
         ValueError: no samples, or one that is not a positive number; unknown direction.
     """
     sides = (_side(golden_sessions, "golden", direction), _side(new_sessions, "new", direction))
-    return _verdict(*compare(*sides, delta, margin))
+    return _verdict(*compare(*sides, delta, margin, prior_sd))
 
 
-def compare(golden: Side, new: Side, delta: float, margin: float) -> tuple:
+def compare(golden: Side, new: Side, delta: float, margin: float, prior_sd: float = PRIOR_SD) -> tuple:
     """`judge` for sides, or for arrays of them: the fields of a Verdict."""
     sides = (golden, new)
     within = (golden.squares + new.squares) / max(sum(np.sum(s.sizes - 1) for s in sides), 1)
-    between = np.maximum(PRIOR_SD**2, PRIOR_SHARE**2 * within)
+    between = np.maximum(prior_sd**2, PRIOR_SHARE**2 * within)
     expected = [between + within * np.mean(1 / s.sizes) for s in sides]
     freedom = [s.sizes.size - 1 for s in sides]
     typical = sum(f * v for f, v in zip(freedom, expected)) / sum(freedom) if sum(freedom) else expected[0]
