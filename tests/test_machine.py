@@ -1,9 +1,8 @@
-"""What depends on the machine: platform, controls, telemetry, and what engines are started with."""
+"""What depends on the machine: platform, controls, and what engines are started with."""
 import os
-import time
 
 import pytest
-from workbook import controls, params, platforms, telemetry
+from workbook import controls, params, platforms
 from workbook.engines import base
 from workbook.errors import BadInput
 
@@ -45,19 +44,6 @@ def test_controls_time_both_pieces():
     assert all(t > 0 for v in found.values() for t in v)
 
 
-def test_telemetry_sees_the_load():
-    with telemetry.Sampler() as sampler:
-        began = time.monotonic()
-        while time.monotonic() - began < 3:
-            sum(range(1000))
-        ended = time.monotonic()
-    frame = sampler.frame()
-    inside = frame[frame.time.between(began, ended)]
-    assert len(inside) >= 4 and (frame.rss_gb > 0).all(), "twice a second, however busy this process is"
-    assert telemetry.busy(frame, [(began, ended)])["cpu_busy_pct"] > 50 / len(platforms.cores())
-    assert telemetry.busy(frame, [(0, 1)]) == {}
-
-
 def test_the_engine_uses_every_core_and_the_exam_wins(monkeypatch):
     monkeypatch.setattr(platforms, "gpus", lambda: ())
     found = base.environment(EXAM)
@@ -72,25 +58,6 @@ def test_the_cause_of_a_dead_engine_is_found_in_its_log(tmp_path):
     assert base.last_error(log) == ""
     log.write_text("INFO fine\n(Worker pid=1) ERROR [x.py:1] RuntimeError: out of paper\nINFO bye\n")
     assert base.last_error(log) == "RuntimeError: out of paper"
-
-
-def test_a_gpu_is_sampled_through_nvml(monkeypatch):
-    """A stand-in for the driver, which a machine without a GPU cannot have; it knows no call that the real
-    module does not have."""
-    import types
-
-    import pynvml as real
-    answers = {"nvmlInit": None, "nvmlDeviceGetHandleByIndex": "handle", "nvmlDeviceGetUtilizationRates": types.SimpleNamespace(gpu=97),
-               "nvmlDeviceGetMemoryInfo": types.SimpleNamespace(used=5e9), "nvmlDeviceGetPowerUsage": 612_000,
-               "nvmlDeviceGetClockInfo": 1980, "nvmlDeviceGetCurrentClocksThrottleReasons": 4}
-    fake = types.ModuleType("pynvml")
-    fake.NVML_CLOCK_SM = real.NVML_CLOCK_SM
-    for name, answer in answers.items():
-        assert hasattr(real, name)
-        setattr(fake, name, lambda *_, answer=answer: answer)
-    monkeypatch.setitem(__import__("sys").modules, "pynvml", fake)
-    assert telemetry._gpu_sample([3]) == {"gpu3_busy_pct": 97, "gpu3_memory_gb": 5.0, "gpu3_power_w": 612.0, "gpu3_sm_mhz": 1980, "gpu3_throttle": 4}
-    assert telemetry._gpu_sample([]) == {}
 
 
 def test_wrong_engine_arguments_are_said_by_name():

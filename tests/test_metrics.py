@@ -89,6 +89,9 @@ class Echo:
     def counters(self):
         return {"calls": 1.0}
 
+    def kv_cache_peak(self):
+        return 12.5
+
     def generate(self, requests, bar):
         return [Answer(r.prompt_id, r.sample, "7", [5], 1, 3, 8, "stop", 1.0, 1.0, 1.0, 1.0, replica=r.prompt_id % 2) for r in requests]
 
@@ -100,7 +103,9 @@ def test_a_sweep_sends_the_first_requests_of_each_size():
     assert [r.point for r in load.measure(Echo(), EXAM, batch, 1)] == [0]
     frame = load.requests_frame(done)
     assert frame.groupby(["repetition", "point"]).size().tolist() == [1, 4, 1, 4] and set(frame.replica) == {0, 1}
-    assert [(p["repetition"], p["point"]) for p in load.passes(done)] == [(1, 1), (1, 4), (2, 1), (2, 4)]
+    passes = load.passes(done, startup_s=20.0)
+    assert [(p["repetition"], p["point"]) for p in passes] == [(1, 1), (1, 4), (2, 1), (2, 4)]
+    assert [p["measured"] for p in passes] == [{"kv_cache_peak_pct": 12.5, "startup_s": 20.0}, *[{"kv_cache_peak_pct": 12.5}] * 3]
 
 
 def test_only_a_schedule_can_be_fallen_behind():

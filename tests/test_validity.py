@@ -29,6 +29,8 @@ def test_a_complete_session_has_no_problem():
     (rows(), {"answers": ("7",)}, "generations.parquet has 1 rows; expected 2"),
     (rows(first_token_s=[0.1, float("nan"), 0.1, 0.1]), {}, "the engine gave no times for some requests"),
     (rows(), {"behind": ["the load fell behind", "the load fell behind"]}, "the load fell behind"),
+    (rows(), {"disturbed": ["GPU 0 was slowed down while measuring: hardware slowdown in 12% of the samples"]},
+     "GPU 0 was slowed down while measuring: hardware slowdown in 12% of the samples"),
     (rows(), {"cached": 640.0}, "640 prompt tokens came from the prefix cache, so a repetition was fed by the one before; expected enable_prefix_caching: false"),
     (rows(), {"logprobs": [[-0.1, None]]}, "the model gives 1 log-probabilities that are not finite numbers"),
     (rows(finish_reason="length", output_tokens=[8, 8, 8, 5]), {"exam": EXAM.model_copy(update={"ignore_eos": True})},

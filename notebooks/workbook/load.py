@@ -64,12 +64,13 @@ def measure(engine, exam: Exam, batch: list[Request], repetitions: int, what: st
 def _pass(engine, exam: Exam, batch: list[Request], number: int, point: int, label: str) -> Repetition:
     if exam.load == "batch" and point:
         batch = batch[:point]
-    before = engine.counters()
+    before, _ = engine.counters(), engine.kv_cache_peak()
     done = _drive(engine, exam, batch, number, point, progress.bar(label))
     growth = {name: value - before.get(name, 0.0) for name, value in engine.counters().items()}
+    peak = engine.kv_cache_peak()
     # A batch has no schedule to fall behind: how long it takes to hand it over is part of its makespan.
     behind = done.behind() if exam.load in ("poisson", "gamma", "burst") else ""
-    return Repetition(number, point, done.started, done.finished, done.replies, growth, behind)
+    return Repetition(number, point, done.started, done.finished, done.replies, growth, behind, {} if peak is None else {"kv_cache_peak_pct": peak})
 
 
 def _drive(engine, exam: Exam, batch: list[Request], number: int, point: int, bar) -> arrivals.Driven:
@@ -97,11 +98,18 @@ def schedule(exam: Exam, count: int, repetition: int) -> np.ndarray:
     return arrivals.batch(count)
 
 
-def passes(done: list[Repetition], session: int = 1) -> list[dict[str, Any]]:
+def passes(done: list[Repetition], session: int = 1, startup_s: float = 0.0) -> list[dict[str, Any]]:
     """What is kept of each pass beside its requests: session, repetition, point, makespan in seconds, the growth
-    of the engine's counters, whether the load fell behind, and what else was measured of it, by metric."""
-    return [{"session": session, "repetition": r.number, "point": r.point, "makespan_s": r.finished - r.arrival, "counters": r.counters,
-             "behind": r.behind, "measured": dict(r.measured)} for r in done]
+    of the engine's counters, whether the load fell behind, and what else was measured of it, by metric.
+
+    Args:
+        startup_s: what the engine took to start, measured once and so kept with the first pass; 0 for one that ran before.
+    """
+    found = [{"session": session, "repetition": r.number, "point": r.point, "makespan_s": r.finished - r.arrival, "counters": r.counters,
+              "behind": r.behind, "measured": dict(r.measured)} for r in done]
+    if found and startup_s:
+        found[0]["measured"]["startup_s"] = startup_s
+    return found
 
 
 def requests_frame(done: list[Repetition], session: int = 1) -> pd.DataFrame:

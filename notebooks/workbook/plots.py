@@ -2,6 +2,7 @@
 import base64
 import html
 import io
+from itertools import cycle
 
 import matplotlib.style
 import numpy as np
@@ -72,19 +73,22 @@ def request_timeline(requests: pd.DataFrame) -> Figure:
 
 
 def telemetry(frame: pd.DataFrame, windows: list[tuple[float, float]]) -> Figure:
-    """Busy % of the CPU and GPUs over the session, the measured windows shaded."""
-    figure, axes = _axes(7.2, 2.4)
+    """Busy % of the CPU and GPUs over the session and, below, the GPUs' power and clock; the measured windows shaded."""
+    panels = [(suffix, label) for suffix, label in (("busy_pct", "busy, %"), ("power_w", "power, W"), ("sm_mhz", "SM clock, MHz"))
+              if any(c.endswith(suffix) for c in frame)]
+    figure = Figure(figsize=(7.2, 0.8 + 1.6 * len(panels)), layout="constrained")
     start = frame.time.min()
-    markers = iter("os^Dv<>ph")
-    for column in [c for c in frame.columns if c.endswith("busy_pct")]:
-        axes.plot(frame.time - start, frame[column], marker=next(markers), ms=3, lw=1, markevery=0.1, label=column.removesuffix("_busy_pct").upper())
-    for begin, end in windows:
-        axes.axvspan(begin - start, end - start, color="0.92", zorder=0)
-    axes.set_ylim(0, 103)
+    for axes, (suffix, label) in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels):
+        axes.spines[["top", "right"]].set_visible(False)
+        for column, marker in zip([c for c in frame if c.endswith(suffix)], cycle("os^Dv<>ph")):
+            axes.plot(frame.time - start, frame[column], marker=marker, ms=3, lw=1, markevery=0.1, label=column.removesuffix(f"_{suffix}").upper())
+        for begin, end in windows:
+            axes.axvspan(begin - start, end - start, color="0.92", zorder=0)
+        axes.set_ylim(0, 103 if suffix == "busy_pct" else None)
+        axes.set_ylabel(label)
+        axes.legend(loc="lower right", fontsize=8)
     axes.set_xlabel("seconds (measured repetitions shaded)")
-    axes.set_ylabel("busy, %")
-    axes.set_title("Busy while the load ran (higher is fuller)", fontsize=10)
-    axes.legend(loc="lower right", fontsize=8)
+    figure.suptitle("The machine while the load ran", fontsize=10)
     return figure
 
 

@@ -91,6 +91,7 @@ def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], r
     arrived = f"{validity.arrived:,} of {validity.expected:,} answers ({asked} × {_count(exam.repetitions, 'repetition')}); {validity.empty:.0%} empty"
     arrived += "" if exam.ignore_eos else f", {validity.cut_off:.0%} cut off at {exam.max_tokens} tokens"
     full = ", ".join(f"{name.removesuffix('_busy_pct').upper()} {value:.0f} % busy" for name, value in record["busy"].items()) or "the load was too short to sample"
+    full += f"; {record['telemetry_problem']}" if record["telemetry_problem"] else ""
     speed = "; ".join(g["sentence"] for g in gated.values()) or no_golden or "no metric is gated"
     correct = "; ".join(p["sentence"] for p in (right, drifted) if p) or ("synthetic weights: speed only, nothing to judge" if exam.weights == "dummy" else "not scored")
     return [

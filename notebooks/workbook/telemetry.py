@@ -1,113 +1,161 @@
-"""Telemetry: what the machine did while the load ran, sampled beside it twice a second.
-
-The sampler is a process of its own: a thread would wait for the interpreter that drives the load, and make
-it wait in turn.
-"""
+"""Telemetry: what the machine did while the load ran, sampled beside it twice a second, and what follows from it."""
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import pandas as pd
-import psutil
+from scipy import integrate
 
-from workbook import paths, platforms
+from workbook import paths
+from workbook.load import Repetition
 
-PERIOD_S = 0.5
+STOP_S = 10
+"""Seconds the sampling process may take for its last sample before it is killed."""
+ENERGY_WINDOW_S = 2.0
+"""The shortest pass that is given an energy. At its edges the energy counter is interpolated between samples half a second
+apart: in a shorter pass much of the energy could be that of its neighbours."""
+
+REASONS = {1: "idle", 2: "clocks set by the user", 4: "power cap", 8: "hardware slowdown", 16: "sync boost", 32: "thermal slowdown (software)",
+           64: "thermal slowdown (hardware)", 128: "power brake (hardware)", 256: "display clocks"}
+"""NVML's reasons for clocks below the highest, by bit (nvml.h, nvmlClocksEventReason*)."""
+SLOWDOWNS = 8 | 32 | 64 | 128
+"""The reasons that mean trouble. A power cap is not one of them: a GPU at full load runs into it."""
 
 
 class Sampler:
     """Context manager that samples from when the sampling process is ready until it is left; `frame()` gives the rows.
 
-    Columns: time (seconds of `time.monotonic`), cpu_busy_pct (of all cores this process may use),
-    rss_gb (this process and its children), and for each GPU i gpu<i>_busy_pct, gpu<i>_memory_gb,
-    gpu<i>_power_w, gpu<i>_sm_mhz, gpu<i>_throttle (NVML's reason bits).
+    Columns: time (seconds of `time.monotonic`), cpu_busy_pct (of all cores this process may use), rss_gb (this process
+    and its descendants), kv_cache_pct (of servers), and for each GPU i, where it supports them, gpu<i>_busy_pct,
+    gpu<i>_memory_gb, gpu<i>_power_w, gpu<i>_energy_j (a counter), gpu<i>_sm_mhz, gpu<i>_memory_mhz, gpu<i>_throttle
+    (NVML's reason bits) and gpu<i>_foreign (ids of processes that are not of this tree).
 
     Args:
         gpus: the GPUs to watch, by NVML's index.
+        urls: servers to ask for their KV cache.
+
+    Attributes:
+        problem: a sentence if the sampling process ended before it was told to, once the context is left; else empty.
     """
 
-    def __init__(self, gpus: Sequence[int] = ()):
-        self._gpus = gpus
+    def __init__(self, gpus: Sequence[int] = (), urls: Sequence[str] = ()):
+        self._watched = json.dumps({"gpus": list(gpus), "urls": list(urls)})
+        self.problem = ""
 
     def __enter__(self) -> "Sampler":
-        handle, name = tempfile.mkstemp(suffix=".jsonl")
-        self._rows = Path(name)
-        with os.fdopen(handle, "w") as out:
-            self._process = subprocess.Popen([sys.executable, "-m", "workbook.telemetry", str(os.getpid()), *map(str, self._gpus)], stdin=subprocess.DEVNULL,
-                                             stdout=out, env=paths.child_environment())
+        self._folder = tempfile.TemporaryDirectory()
+        self._rows, self._errors = (Path(self._folder.name) / name for name in ("rows", "errors"))
+        with self._rows.open("w") as rows, self._errors.open("w") as errors:
+            self._process = subprocess.Popen([sys.executable, "-m", "workbook.sampling", str(os.getpid()), self._watched], stdin=subprocess.DEVNULL,
+                                             stdout=rows, stderr=errors, env=paths.child_environment())
         while not self._rows.stat().st_size and self._process.poll() is None:
             time.sleep(0.05)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._process.terminate()
-        self._process.wait()
-        lines = self._rows.read_text().splitlines()
-        self._rows.unlink()
-        self._frame = pd.DataFrame([json.loads(line) for line in lines if line.endswith("}")])
+        try:
+            code = self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        self._frame = pd.DataFrame([json.loads(line) for line in self._rows.read_text().splitlines() if line.endswith("}")])
+        if code:
+            why = self._errors.read_text().strip().splitlines()[-1:] or [f"exit status {code}"]
+            self.problem = f"the sampling process ended after {len(self._frame)} samples ({why[0]}): the telemetry is incomplete"
+        self._folder.cleanup()
 
     def frame(self) -> pd.DataFrame:
         """The samples, a row each; once the context is left."""
         return self._frame
 
 
-def _sample(process: psutil.Process, gpus: list[int]) -> None:
-    """Print a sample as JSON now and every PERIOD_S, until told to stop or `process` has ended."""
-    cores = platforms.cores()
-    psutil.cpu_percent(percpu=True)
-    sampler = os.getpid()
-    while process.is_running():
-        time.sleep(PERIOD_S)
-        busy = psutil.cpu_percent(percpu=True)
-        row = {"time": time.monotonic(), "cpu_busy_pct": sum(busy[c] for c in cores) / len(cores), "rss_gb": _tree_rss(process, sampler) / 1e9}
-        print(json.dumps(row | _gpu_sample(gpus)), flush=True)
-
-
-def _tree_rss(root: psutil.Process, sampler: int) -> int:
-    total = 0
-    try:
-        for process in [root, *root.children(recursive=True)]:
-            if process.pid != sampler:
-                total += process.memory_info().rss
-    except psutil.NoSuchProcess:
-        return total
-    return total
-
-
-def _gpu_sample(gpus: list[int]) -> dict[str, float]:
-    if not gpus:
-        return {}
-    import pynvml as nvml
-    nvml.nvmlInit()
-    row = {}
-    for gpu in gpus:
-        handle = nvml.nvmlDeviceGetHandleByIndex(gpu)
-        row |= {
-            f"gpu{gpu}_busy_pct": nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
-            f"gpu{gpu}_memory_gb": nvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9,
-            f"gpu{gpu}_power_w": nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
-            f"gpu{gpu}_sm_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-            f"gpu{gpu}_throttle": nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
-        }
-    return row
-
-
-def busy(frame: pd.DataFrame, windows: list[tuple[float, float]]) -> dict[str, float]:
+def busy(frame: pd.DataFrame, windows: Iterable[tuple[float, float]]) -> dict[str, float]:
     """Mean busy % of the CPU and of each GPU inside the measured windows; empty without samples there."""
-    if frame.empty:
+    inside = _inside(frame, windows)
+    return {c: float(inside[c].mean()) for c in inside if c.endswith("busy_pct")} if len(inside) else {}
+
+
+def note(done: Sequence[Repetition], frame: pd.DataFrame, here: bool = True) -> None:
+    """Note in each pass's `measured` what the samples say of it.
+
+    Args:
+        here: whether the engine runs on this machine: else memory and energy are not its own.
+    """
+    for r in done:
+        found = of_window(frame, r.arrival, r.finished, sum(a.output_tokens for a in r.answers))
+        r.measured.update({name: value for name, value in found.items() if here or name == "kv_cache_peak_pct"})
+
+
+def of_window(frame: pd.DataFrame, begin: float, end: float, output_tokens: int) -> dict[str, float]:
+    """Metrics of one pass; what was not sampled in it is left out.
+
+    Args:
+        begin, end: of the pass, on the clock of `frame.time`, seconds.
+    """
+    inside = _inside(frame, [(begin, end)])
+    if inside.empty:
         return {}
-    inside = pd.concat([frame[frame.time.between(begin, end)] for begin, end in windows])
-    columns = [c for c in frame.columns if c.endswith("busy_pct")]
-    return {c: float(inside[c].mean()) for c in columns} if len(inside) else {}
+    memory = inside.filter(regex=r"^gpu\d+_memory_gb$")
+    found = {"memory_peak_gb": inside.rss_gb.max() if memory.empty else memory.max(axis=None)}
+    if "kv_cache_pct" in inside:
+        found["kv_cache_peak_pct"] = inside.kv_cache_pct.max()
+    if output_tokens and end - begin >= ENERGY_WINDOW_S:
+        found["energy_j_per_token"] = energy(frame, begin, end) / output_tokens
+    return {name: float(value) for name, value in found.items() if np.isfinite(value)}
 
 
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _sample(psutil.Process(int(sys.argv[1])), [int(index) for index in sys.argv[2:]])
+def energy(frame: pd.DataFrame, begin: float, end: float) -> float:
+    """Energy of all sampled GPUs between two times, J, from their energy counters, or from their power where they have
+    none; NaN where one has neither, without a GPU, and where the samples do not reach both times."""
+    total, gpus = 0.0, _gpus(frame)
+    for gpu in gpus:
+        columns = [c for c in (f"{gpu}_energy_j", f"{gpu}_power_w") if c in frame]
+        known = frame[["time", *columns[:1]]].dropna()
+        if not columns or known.empty or begin < known.time.iloc[0] or end > known.time.iloc[-1]:
+            return float("nan")
+        counter = known[columns[0]] if columns[0].endswith("_j") else integrate.cumulative_trapezoid(known[columns[0]], known.time, initial=0)
+        total += float(np.diff(np.interp([begin, end], known.time, counter))[0])
+    return total if gpus else float("nan")
+
+
+def throttled(frame: pd.DataFrame, windows: Iterable[tuple[float, float]]) -> dict[str, dict[str, float]]:
+    """For each GPU the share of the samples inside the windows that each of NVML's reasons is set in, by name, those
+    that are set in any."""
+    inside, found = _inside(frame, windows), {}
+    for gpu in _gpus(inside):
+        bits = inside.get(f"{gpu}_throttle", pd.Series(dtype=float)).dropna().astype(int)
+        found[gpu] = {REASONS[bit]: float(share) for bit in REASONS if len(bits) and (share := ((bits & bit) > 0).mean())}
+    return found
+
+
+def disturbances(frame: pd.DataFrame, windows: Sequence[tuple[float, float]]) -> list[str]:
+    """What makes measurements invalid, a sentence each: GPUs in a thermal or hardware slowdown, and foreign processes on them."""
+    problems, inside = [], _inside(frame, windows)
+    for gpu, shares in throttled(frame, windows).items():
+        bad = [f"{REASONS[bit]} in {shares[REASONS[bit]]:.0%}" for bit in REASONS if bit & SLOWDOWNS and REASONS[bit] in shares]
+        if bad:
+            problems.append(f"GPU {gpu[3:]} was slowed down while measuring: {', '.join(bad)} of the samples")
+        present = inside[f"{gpu}_foreign"].fillna("") if f"{gpu}_foreign" in inside else pd.Series(dtype=str)
+        if pids := sorted({int(pid) for text in present for pid in text.split()}):
+            problems.append(f"another process used GPU {gpu[3:]} while measuring: {', '.join(map(str, pids))} in {(present != '').mean():.0%} of the samples")
+    return problems
+
+
+def _inside(frame: pd.DataFrame, windows: Iterable[tuple[float, float]]) -> pd.DataFrame:
+    """The samples within any of the windows."""
+    if frame.empty:
+        return frame
+    return frame[np.any([frame.time.between(begin, end) for begin, end in windows] or [np.zeros(len(frame), dtype=bool)], axis=0)]
+
+
+def _gpus(frame: pd.DataFrame) -> list[str]:
+    """The prefixes of the GPUs' columns, such as `gpu0`."""
+    return list(dict.fromkeys(str(c).partition("_")[0] for c in frame if str(c).startswith("gpu")))

@@ -31,23 +31,12 @@ class AsyncEngine(LocalEngine):
         self._llm = self._run(create())
         self._config = self._llm.vllm_config
 
-    def _stat_logger(self):
-        """A factory of loggers that note which engine core finished which request."""
-        from vllm.v1.metrics.loggers import StatLoggerBase
-        replica_of = self._replica_of
-
-        class Replicas(StatLoggerBase):
-            def __init__(self, vllm_config, engine_index: int = 0):
-                self._index = engine_index
-
-            def record(self, scheduler_stats, iteration_stats, mm_cache_stats=None, engine_idx: int = 0) -> None:
-                for finished in iteration_stats.finished_requests if iteration_stats else ():
-                    if found := replica_of.pop(finished.request_id, None):
-                        found.set_result(engine_idx)
-
-            def log_engine_initialized(self) -> None:
-                pass
-        return Replicas
+    def _record_step(self, scheduler_stats, iteration_stats, core: int) -> None:
+        """Note also which engine core finished which request."""
+        super()._record_step(scheduler_stats, iteration_stats, core)
+        for finished in iteration_stats.finished_requests if iteration_stats else ():
+            if found := self._replica_of.pop(finished.request_id, None):
+                found.set_result(core)
 
     def run(self, work: Coroutine) -> Any:
         """Run a load on the engine's loop.

@@ -69,7 +69,11 @@ class LocalEngine:
 
     Attributes:
         load_s: seconds from the start of the import to an engine that answers.
+        metrics_urls: servers that say how full their KV cache is: none.
     """
+
+    metrics_urls = ()
+    _kv_cache_peak: float | None = None
 
     def __init__(self, exam: Exam, model: Path, log: Path, in_process: bool = False):
         self._exam = exam
@@ -104,6 +108,34 @@ class LocalEngine:
             if isinstance(getattr(metric, "value", None), int | float):
                 totals[metric.name] = totals.get(metric.name, 0.0) + metric.value
         return totals
+
+    def kv_cache_peak(self) -> float | None:
+        """The largest share of the KV cache in use at the end of a step, in any of the engine cores, since this was
+        last asked, in per cent; None without steps or statistics."""
+        peak, self._kv_cache_peak = self._kv_cache_peak, None
+        return peak
+
+    def _stat_logger(self):
+        """A class of vLLM's loggers that hands over what each step of an engine core says of itself."""
+        from vllm.v1.metrics.loggers import StatLoggerBase
+        record_step = self._record_step
+
+        class Recorder(StatLoggerBase):
+            def __init__(self, vllm_config, engine_index: int = 0):
+                pass
+
+            def record(self, scheduler_stats, iteration_stats, mm_cache_stats=None, engine_idx: int = 0) -> None:
+                record_step(scheduler_stats, iteration_stats, engine_idx)
+
+            def log_engine_initialized(self) -> None:
+                pass
+        return Recorder
+
+    def _record_step(self, scheduler_stats, iteration_stats, core: int) -> None:
+        """Note what vLLM's statistics of one step of an engine core say."""
+        share = getattr(scheduler_stats, "kv_cache_usage", None)
+        if share is not None:
+            self._kv_cache_peak = max(100 * share, self._kv_cache_peak or 0.0)
 
     def window(self) -> int:
         """The most tokens a sequence may have, prompt and answer together."""

@@ -74,6 +74,14 @@ class HttpEngine:
                     totals[family.name] = totals.get(family.name, 0.0) + total
         return totals
 
+    @property
+    def metrics_urls(self) -> list[str]:
+        """Where the servers say how full their KV cache is."""
+        return self._urls
+
+    def kv_cache_peak(self) -> None:
+        """Not known here: the telemetry asks the servers during the load."""
+
     def window(self) -> int:
         """The most tokens a sequence may have; 0 where the server does not say."""
         return int(self._served.get("max_model_len") or 0)

@@ -29,6 +29,8 @@ class OfflineEngine(LocalEngine):
         before = set(psutil.Process().children())
         self._llm = LLM(**arguments)
         self._config = self._llm.llm_engine.vllm_config
+        if manager := self._llm.llm_engine.logger_manager:  # none under disable_log_stats; `LLM` takes no loggers itself
+            manager.stat_loggers.append(self._stat_logger()(self._config))
         self._processes = [p for p in psutil.Process().children() if p not in before]
 
     def generate(self, requests: list[Request], bar: Callable | bool = False) -> list[Answer]:
