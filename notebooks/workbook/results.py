@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbook import accuracy, controls, drift, goldens, metrics, verdicts
+from workbook import accuracy, controls, drift, goldens, metrics, scaling, verdicts
 from workbook.params import Exam, Gate
 from workbook.scraps import plain
 from workbook.validity import Completeness
@@ -81,11 +81,12 @@ def judge_drift(golden: goldens.Golden, logprobs: list[list[float]]) -> dict[str
 
 
 def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], requests: pd.DataFrame, gated: dict, no_golden: str,
-                   right: dict | None, drifted: dict | None) -> list[dict[str, str]]:
+                   right: dict | None, drifted: dict | None, scaled: dict | None = None) -> list[dict[str, str]]:
     """The first screen: what every reader wants to know, in words and numbers.
 
     Args:
         record, requests: the run's `run.json` and `requests.parquet`.
+        scaled: what `scaling.against_one` found.
     """
     asked = f"{exam.load} of {', '.join(map(str, exam.points))}" if exam.points else f"{exam.num_prompts:,} prompts × {_count(exam.n, 'sample')}"
     arrived = f"{validity.arrived:,} of {validity.expected:,} answers ({asked} × {_count(exam.repetitions, 'repetition')}); {validity.empty:.0%} empty"
@@ -97,7 +98,7 @@ def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], r
     return [
         {"question": "Did every answer arrive?", "answer": "; ".join([arrived, *validity.problems])},
         {"question": "Are the accelerators full?", "answer": full},
-        {"question": "Do they pull together?", "answer": _balance(requests, len(record["machine"]["gpus"]))},
+        {"question": "Do they pull together?", "answer": "; ".join(filter(None, [_balance(requests, len(record["machine"]["gpus"])), scaling.sentence(scaled)]))},
         {"question": "Faster or slower than the golden?", "answer": speed},
         {"question": "Right or wrong?", "answer": correct},
     ]
@@ -132,12 +133,12 @@ def metric_table(by_repetition: pd.DataFrame, golden: goldens.Golden | None) -> 
 
 
 def complete(exam: Exam, record: dict, status: str, sentence: str, questions: list[dict], table: dict, gated: dict, right: dict | None,
-             drifted: dict | None, machine: dict | None, validity: Completeness, golden: goldens.Golden | None) -> dict[str, Any]:
+             drifted: dict | None, machine: dict | None, validity: Completeness, golden: goldens.Golden | None, scaled: dict | None = None) -> dict[str, Any]:
     """The result of a run that got to its comparison."""
     return plain({
         "schema_version": SCHEMA_VERSION, "run": exam.run, "title": exam.title, "status": status, "sentence": sentence, "stopped_in": None,
         "finished": record["finished"], "platform": record["machine"]["platform"], "questions": questions, "metrics": table, "gates": gated,
-        "accuracy": right, "drift": drifted, "controls": machine, "validity": asdict(validity), "load_s": record["load_s"],
+        "accuracy": right, "drift": drifted, "controls": machine, "validity": asdict(validity), "load_s": record["load_s"], "scaling": scaled,
         "subject": record["subject"], "params": record["params"],
         "golden": golden and {"recorded": golden.recorded, "blessing": golden.blessing and golden.blessing.model_dump()}})
 

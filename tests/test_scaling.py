@@ -1,0 +1,103 @@
+"""Scaling against one GPU: from results and goldens made up in folders of the test's own."""
+import pandas as pd
+import pytest
+from workbook import files, goldens, metrics, params, paths, results, scaling
+from workbook.validity import Completeness
+
+GPU = {"index": 0, "name": "G", "memory_bytes": 1}
+MANY = {"output_tok_s@8": 1000.0, "output_tok_s@64": 19_000.0, "ttft_p50_ms@8": 5.0}
+ONE = {"output_tok_s@8": 1000.0, "output_tok_s@64": 10_000.0}
+
+
+def exam(variant="gpu2", **values):
+    return params.check({"run": f"x@{variant}", "engine": "async", "num_prompts": 64, "concurrency": [8, 64],
+                         "engine_args": {"data_parallel_size": int(variant[3:]), "max_num_seqs": 64}} | values)
+
+
+def record(asked: params.Exam, gpus: int, finished="2026-05-01T10:00:00+00:00", **subject):
+    return {"params": asked.model_dump(), "work_sha256": asked.work_hash(), "prompts_sha256": "p", "finished": finished,
+            "machine": {"platform": f"G x{gpus}", "gpus": [GPU] * gpus}, "busy": {}, "telemetry_problem": "",
+            "subject": {"model": "m", "weights_sha256": "w", "env": {}, "engine_args": asked.engine_args} | subject}
+
+
+def store(run: str, status="PASSED", medians=ONE, **changes):
+    asked = exam("gpu1", **changes.pop("values", {}))
+    files.write_json(paths.run_folder(run) / "run.json", record(asked, 1) | changes)
+    files.write_json(paths.run_folder(run) / "result.json", {"status": status, "metrics": {name: {"median": value} for name, value in medians.items()}})
+
+
+def found(asked=None, **changes):
+    asked = asked or exam()
+    return scaling.against_one(asked, record(asked, 2) | changes, MANY)
+
+
+def test_a_stored_result_on_one_gpu(folders):
+    store("x@gpu1")
+    assert found() == {"accelerators": 2, "against": "x@gpu1", "when": "2026-05-01T10:00:00+00:00", "points": {
+        "output_tok_s@8": {"speedup": 1.0, "efficiency": 0.5}, "output_tok_s@64": {"speedup": 1.9, "efficiency": 0.95}}}
+    assert scaling.sentence(found()) == "2 GPUs give 1.90 × one (95% efficiency), against x@gpu1 of 2026-05-01"
+    assert scaling.sentence(None) == ""
+
+
+def test_replicas_and_parallel_sizes_are_how_it_is_spread(folders):
+    store("x@gpu1")
+    spread = {"engine": "server", "replicas": 2, "engine_args": {"tensor_parallel_size": 2, "max_num_seqs": 64}}
+    assert found(exam(**spread)) is None, "another engine is other work"
+    store("x@gpu1", values={"engine": "server"})
+    assert found(exam(**spread))["against"] == "x@gpu1"
+
+
+@pytest.mark.parametrize("changes", [
+    {"status": "INVALID"}, {"medians": {}}, {"prompts_sha256": "q"}, {"values": {"num_prompts": 32, "concurrency": [8, 32]}},
+    {"machine": {"platform": "H x1", "gpus": [GPU]}}, {"subject": {"model": "other", "weights_sha256": "w", "env": {}, "engine_args": {"max_num_seqs": 64}}},
+    {"subject": {"model": "m", "weights_sha256": "w", "env": {}, "engine_args": {"max_num_seqs": 8}}},
+    {"subject": {"model": "m", "weights_sha256": "w", "env": {"A": "1"}, "engine_args": {"max_num_seqs": 64}}}, {"medians": {"output_tok_s@8": None, "output_tok_s@64": None}}],
+    ids=["invalid", "stopped", "prompts", "work", "gpu", "model", "arguments", "environment", "unmeasured"])
+def test_what_does_not_compare_is_not_compared(folders, changes):
+    store("x@gpu1", **changes)
+    assert found() is None
+
+
+def test_damaged_results_and_other_files_are_passed_over(folders):
+    store("xy@gpu1")
+    store("x@half")
+    (paths.run_folder("x@half") / "result.json").write_text("{")
+    (paths.run_folder("x@empty")).mkdir()
+    assert found() is None
+    store("x@gpu1", finished="2026-04-01T10:00:00+00:00")
+    store("x@one", finished="2026-04-02T10:00:00+00:00")
+    assert found()["against"] == "x@one", "the latest"
+
+
+def golden(run="x@gpu1", platform="G x1"):
+    samples = {name: goldens.Samples(unit="tok/s", direction="higher", sessions=[[value * 0.9, value], [value * 1.1]]) for name, value in ONE.items()}
+    alone = record(exam("gpu1"), 1)
+    goldens.write(goldens.path_of(platform, run), goldens.Golden(
+        run=run, key=goldens.key_of(alone), subject=alone["subject"], environment={}, controls={}, metrics=samples, correct=None, sequences=[], recorded=["2026-03-01T00:00:00+00:00"]))
+
+
+def test_else_the_golden_of_one_gpu(folders):
+    golden()
+    goldens.path_of("G x1", "x@gpu0").write_text("{")
+    golden("y@gpu1")
+    assert scaling.sentence(found()) == "2 GPUs give 1.90 × one (95% efficiency), against the golden of x@gpu1 of 2026-03-01"
+    store("x@gpu1")
+    assert found()["against"] == "x@gpu1", "a result of this machine comes first"
+
+
+def test_one_accelerator_scales_to_nothing(folders):
+    store("x@gpu1")
+    asked = exam("gpu1")
+    assert scaling.against_one(asked, record(asked, 1), ONE) is None
+    assert scaling.against_one(asked, record(asked, 1) | {"machine": {"platform": "CPU x2", "gpus": []}}, ONE) is None
+
+
+def test_the_first_screen_says_it(folders):
+    store("x@gpu1")
+    asked = exam()
+    requests = pd.DataFrame({"replica": [0, 1], "output_tokens": [10, 12]})
+    answers = {q["question"]: q["answer"] for q in results.five_questions(asked, Completeness(2, 2, 0.0, 0.0, []), record(asked, 2) | {"telemetry_problem": "it ended"}, requests, {}, "no golden", None, None, found())}
+    assert answers["Do they pull together?"] == ("2 replicas answered, with 10, 12 output tokens: the busiest has 1.09 × the mean; "
+                                                 "2 GPUs give 1.90 × one (95% efficiency), against x@gpu1 of 2026-05-01")
+    assert answers["Are the accelerators full?"] == "the load was too short to sample; it ended"
+    assert metrics.headline(found()["points"]) == "output_tok_s@64"
