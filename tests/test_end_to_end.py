@@ -213,6 +213,7 @@ def test_generate_runs_by_plain_papermill(place, tmp_path):
     folder = place / "reports" / "runs" / "smoke"
     passes = json.loads((folder / "run.json").read_text())["repetitions"]
     assert 0 < metrics.by_repetition(pd.read_parquet(folder / "requests.parquet"), passes).acceptance_pct.iloc[0] <= 100
+    assert 0 < passes[0]["measured"]["kv_cache_peak_pct"] <= 100 and passes[0]["measured"]["startup_s"] > 1
 
 
 @pytest.mark.parametrize("words, said", [

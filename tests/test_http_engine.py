@@ -6,7 +6,7 @@ import psutil
 import pytest
 import scripted_server
 
-from workbook import client, embedded, load, metrics, models, params, platforms, validity
+from workbook import client, embedded, load, metrics, models, params, platforms, sampling, validity
 from workbook.engines import EngineDied, http, server
 from workbook.errors import BadInput
 from workbook.subjects import Question
@@ -163,6 +163,7 @@ def test_a_real_server_killed_during_the_load(tmp_path):
         (done,) = load.measure(engine, asked, batch, 1)
         assert [len(a.token_ids) for a in done.answers] == [11] * 4 and done.counters["vllm:generation_tokens"] == 44
         assert all(len(a.chunk_times) == 11 for a in done.answers), "a chunk a token"
+        assert 0 <= sampling.kv_cache_pct(engine.metrics_urls) <= 100
         answer, processes, tree = engine.answer, engine._processes[:], engine._tree
         assert len(tree) >= 2, "the server and its engine core"
 

@@ -1,5 +1,6 @@
 """What depends on the machine: platform, controls, and what engines are started with."""
 import os
+import types
 
 import pytest
 from workbook import controls, params, platforms
@@ -58,6 +59,17 @@ def test_the_cause_of_a_dead_engine_is_found_in_its_log(tmp_path):
     assert base.last_error(log) == ""
     log.write_text("INFO fine\n(Worker pid=1) ERROR [x.py:1] RuntimeError: out of paper\nINFO bye\n")
     assert base.last_error(log) == "RuntimeError: out of paper"
+
+
+def test_the_peak_of_the_kv_cache_is_that_since_it_was_last_asked():
+    engine = object.__new__(base.LocalEngine)
+    for share in (0.1, 0.4, 0.2):
+        engine._record_step(types.SimpleNamespace(kv_cache_usage=share), None, 0)
+    engine._record_step(None, None, 0)
+    engine._record_step(types.SimpleNamespace(), None, 1)
+    assert engine.kv_cache_peak() == 40 and engine.kv_cache_peak() is None
+    engine._record_step(types.SimpleNamespace(kv_cache_usage=0.0), None, 0)
+    assert engine.kv_cache_peak() == 0
 
 
 def test_wrong_engine_arguments_are_said_by_name():

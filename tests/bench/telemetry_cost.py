@@ -1,0 +1,95 @@
+"""What does the telemetry cost the load? The bar is 1 % of the machine, and 1 % of the speed.
+
+First the CPU time of the sampling process beside a load that does nothing. Then one engine answers the same requests
+with and without the sampling process beside it, in turns (which goes first changes from pair to pair). Prints a row a
+pair, and at the end whether the bar holds: the share of the machine's cores that the process takes, and the median
+ratio of output tok/s with its 90 % interval.
+
+    python tests/bench/telemetry_cost.py [--run sharegpt-smollm2] [--pairs 10] [--seconds 30]
+"""
+import argparse
+import contextlib
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "notebooks"))
+from workbook import engines, exams, load, metrics, models, platforms, subjects, telemetry, tokens  # noqa: E402
+
+BAR = 0.01
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", default="sharegpt-smollm2")
+    parser.add_argument("--pairs", type=int, default=10, help="pairs of passes with and without; 0: only the CPU time")
+    parser.add_argument("--seconds", type=float, default=30, help="how long the process is watched beside no load")
+    args = parser.parse_args()
+
+    exam = exams.load(args.run)
+    gpus = [g.index for g in platforms.used_gpus(exam)]
+    with telemetry.Sampler(gpus) as sampler, _cpu_share(sampler) as idle:
+        time.sleep(args.seconds)
+    print(f"beside no load: {idle[0] * len(platforms.cores()) * 1e3:.1f} ms of CPU a second, {idle[0]:.2%} of {len(platforms.cores())} cores", flush=True)
+    if not args.pairs:
+        print(f"bar: at most {BAR:.0%} of the machine: {'holds' if idle[0] <= BAR else 'does not hold'}")
+        return
+    shares, ratios = _pairs(exam, gpus, args.pairs)
+    logs = np.log(ratios)
+    low, high = np.exp(stats.t.interval(0.90, len(logs) - 1, logs.mean(), stats.sem(logs)))
+    share = float(np.median([idle[0], *shares]))
+    verdict = "holds" if share <= BAR and low >= 1 - BAR else "does not hold" if share > BAR or high < 1 - BAR else "is not shown, for noise"
+    print(f"bar: at most {BAR:.0%} of the machine and of the speed: {verdict} (median {share:.2%} of {len(platforms.cores())} cores; "
+          f"speed × {np.median(ratios):.4f}, 90 % interval {low:.4f} to {high:.4f}, {len(ratios)} pairs)")
+
+
+def _pairs(exam, gpus: list[int], pairs: int) -> tuple[list[float], list[float]]:
+    """The share of the cores that the process took in each pass beside it, and the ratios of output tok/s, with / without."""
+    model = models.resolve(exam)
+    batch = load.requests(exam, subjects.questions(exam, tokens.Tokenizer(model)))
+    engine = engines.start(exam, model, Path(tempfile.mkdtemp()) / "engine.log")
+    shares: list[float] = []
+    ratios: list[float] = []
+    try:
+        _speed(engine, exam, batch)
+        print(f"{exam.run}: {len(batch)} requests\npair      with   without   ratio   sampling process")
+        for pair in range(pairs):
+            speeds = {}
+            for sampled in (True, False) if pair % 2 else (False, True):
+                with telemetry.Sampler(gpus) if sampled else contextlib.nullcontext() as sampler, _cpu_share(sampler) as share:
+                    speeds[sampled] = _speed(engine, exam, batch)
+                shares += share
+            ratios.append(speeds[True] / speeds[False])
+            print(f"{pair + 1:4}  {speeds[True]:8.1f}  {speeds[False]:8.1f}  {ratios[-1]:.4f}  {shares[-1]:.2%} of the cores", flush=True)
+    finally:
+        engine.close()
+    return shares, ratios
+
+
+@contextlib.contextmanager
+def _cpu_share(sampler):
+    """Gives a list that gets the share of the machine's cores that the sampling process took, once left."""
+    found: list[float] = []
+    process = psutil.Process(sampler._process.pid) if sampler else None
+    began, before = time.monotonic(), _cpu_s(process)
+    yield found
+    if process:
+        found.append((_cpu_s(process) - before) / (time.monotonic() - began) / len(platforms.cores()))
+
+
+def _cpu_s(process: psutil.Process | None) -> float:
+    return sum(process.cpu_times()[:2]) if process else 0.0
+
+
+def _speed(engine, exam, batch) -> float:
+    (done,) = load.measure(engine, exam, batch, 1)
+    return metrics.of_repetition(load.requests_frame([done]))["output_tok_s"]
+
+
+if __name__ == "__main__":
+    main()
