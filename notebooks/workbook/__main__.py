@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import traceback
+from pathlib import Path
 
 from workbook.errors import BadInput
 
@@ -49,6 +50,12 @@ def _parser() -> argparse.ArgumentParser:
     command = add("bless", _bless, "make the candidate the golden")
     command.add_argument("run")
     command.add_argument("--reason", required=True, help="why, in a sentence")
+    command = add("judge-band", _judge_band, "Megatron's rule on two files in its formats: 0 in the band, 1 not")
+    command.add_argument("golden", type=Path)
+    command.add_argument("new", type=Path)
+    command.add_argument("--platform", default="", help="whose part of a file with several platforms counts")
+    command.add_argument("--low", type=float, default=0.9, help="lowest rate that passes, as a fraction of the golden (default 0.9)")
+    command.add_argument("--high", type=float, default=1.2, help="lowest rate that is too fast (default 1.2)")
     return parser
 
 
@@ -118,6 +125,14 @@ def _bless(args: argparse.Namespace) -> int:
     by = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True).stdout.strip() or os.environ.get("USER", "unknown")
     print(f"golden: {goldens.bless(args.run, args.reason, by)}", file=sys.stderr)
     return 0
+
+
+def _judge_band(args: argparse.Namespace) -> int:
+    from workbook import bands
+    found = bands.judge_files(args.golden, args.new, platform=args.platform, low=args.low, high=args.high)
+    for band in found:
+        print(f"{'PASSED' if band.passed else 'FAILED'}: {band.sentence}")
+    return 0 if all(band.passed for band in found) else 1
 
 
 def _summary(args: argparse.Namespace) -> int:

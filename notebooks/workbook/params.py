@@ -43,9 +43,21 @@ class Slo(Section):
 
 
 class Gate(Section):
-    """How much worse a metric may get; fractions, so 0.05 is 5 %."""
+    """How much worse a metric may get; fractions, so 0.05 is 5 %. `rule` interval: with `delta` and `margin`, by the
+    samples' own noise; band: the median between `low` and `high` times the golden's, as Megatron-LM does it."""
+    rule: Literal["interval", "band"] = "interval"
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.05
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    low: Annotated[float, Field(gt=0, le=1)] = 0.9
+    high: Annotated[float, Field(gt=1)] = 1.2
+
+    @model_validator(mode="after")
+    def _of_the_rule(self):
+        for name in {"low", "high"} if self.rule == "interval" else {"delta", "margin"}:
+            if name in self.model_fields_set:
+                other = "delta and margin, or rule: band" if self.rule == "interval" else "low and high, or rule: interval"
+                raise ValueError(f"key 'gates' has {name}: {getattr(self, name)} with rule: {self.rule}; expected {other}")
+        return self
 
 
 class Exam(Section):

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbook import accuracy, controls, drift, goldens, metrics, scaling, verdicts
+from workbook import accuracy, bands, controls, drift, goldens, metrics, scaling, verdicts
 from workbook.params import Exam, Gate
 from workbook.scraps import plain
 from workbook.validity import Completeness
@@ -24,6 +24,8 @@ def judge_metric(name: str, gate: Gate, golden: goldens.Golden, sessions: list[l
         return {"status": "INVALID", "sentence": f"{name} is gated and the golden does not have it"}
     if not sessions or not np.isfinite(np.concatenate(sessions)).all():
         return {"status": "INVALID", "sentence": f"{name} is gated and could not be measured"}
+    if gate.rule == "band":
+        return _judge_band(name, gate, known, sessions)
     verdict = verdicts.judge(known.sessions, sessions, direction=known.direction, delta=gate.delta, margin=gate.margin,
                              prior_sd=verdicts.ONCE_PRIOR_SD if metrics.kind(name).once else verdicts.PRIOR_SD)
     shifts = [verdicts.change(x, known.direction) * 100 for x in (verdict.effect, verdict.low, verdict.high)]
@@ -32,6 +34,15 @@ def judge_metric(name: str, gate: Gate, golden: goldens.Golden, sessions: list[l
     if verdict.status == "INCONCLUSIVE":
         sentence += f"; a loss of {gate.delta:.0%} is neither shown nor ruled out"
     return asdict(verdict) | {"sentence": sentence, "delta": gate.delta, "margin": gate.margin}
+
+
+def _judge_band(name: str, gate: Gate, known: goldens.Samples, sessions: list[list[float]]) -> dict[str, Any]:
+    """Verdict by `rule: band`, on the medians of all samples. An improvement never fails."""
+    golden, new = (float(np.median(np.concatenate(s))) for s in (known.sessions, sessions))
+    band = bands.judge(name, golden, new, direction=known.direction, low=gate.low, high=gate.high)
+    better = (new > golden) == (known.direction == "higher")
+    return {"status": "PASSED" if band.passed else "IMPROVED" if better else "REGRESSED", "sentence": band.sentence,
+            "rule": "band", "band": [gate.low, gate.high], "delta": 1 - gate.low}
 
 
 def judge_controls(golden: goldens.Golden, measured: dict[str, list[float]]) -> dict[str, Any]:
