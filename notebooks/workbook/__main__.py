@@ -50,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     command = add("bless", _bless, "make the candidate the golden")
     command.add_argument("run")
     command.add_argument("--reason", required=True, help="why, in a sentence")
+    command = add("diff", _diff, "hold one stored run against another, with the rule of the goldens")
+    command.add_argument("a", help="the one to compare with: name of a run, folder of a stored run, or file of a golden")
+    command.add_argument("b", help="the one that is judged, likewise")
     command = add("judge-band", _judge_band, "Megatron's rule on two files in its formats: 0 in the band, 1 not")
     command.add_argument("golden", type=Path)
     command.add_argument("new", type=Path)
@@ -125,6 +128,13 @@ def _bless(args: argparse.Namespace) -> int:
     by = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True).stdout.strip() or os.environ.get("USER", "unknown")
     print(f"golden: {goldens.bless(args.run, args.reason, by)}", file=sys.stderr)
     return 0
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from workbook import diffs, verdicts
+    text, status = diffs.report(args.a, args.b)
+    print(text)
+    return verdicts.exit_code([status], _strict())
 
 
 def _judge_band(args: argparse.Namespace) -> int:

@@ -1,0 +1,81 @@
+"""Any two stored runs, one held against the other with the rule that holds a run against its golden."""
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from workbook import accuracy, files, goldens, metrics, paths, results, verdicts
+from workbook.errors import BadInput
+from workbook.params import Exam, Gate
+
+
+def load(what: str) -> tuple[goldens.Golden, dict[str, Gate]]:
+    """A stored run, and the gates it had.
+
+    Args:
+        what: name of a run in `reports/runs/`, the folder of one (in `reports/history/`, or copied from elsewhere),
+            or the file of a golden.
+
+    Raises:
+        BadInput: there is no such run, or it has no valid session.
+    """
+    named, given = paths.run_folder(what), Path(what)
+    if given.is_file():
+        return goldens.read(given), {}
+    folder = next((f for f in (named, given) if f.is_dir()), None)
+    if folder is None:
+        raise BadInput(f"'{what}' is no stored run; expected a name in {named.parent}, a run's folder, or a golden's file")
+    if not (folder / "session.json").exists():
+        said = files.read_json(folder / "result.json").get("sentence", "") if (folder / "result.json").exists() else "it did not get to its comparison"
+        raise BadInput(f"{folder}: holds no valid session ({said}); expected a run that is complete")
+    return goldens.read(folder / "session.json"), Exam(**files.read_json(folder / "run.json")["params"]).gates
+
+
+def compare(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> tuple[list[str], pd.DataFrame, str]:
+    """Hold run b against run a.
+
+    Args:
+        gates: what is judged; if empty, the throughput that stands for the run.
+
+    Returns:
+        Sentences, each with its status; the medians of all metrics of both, a row each; the status over all.
+
+    Raises:
+        BadInput: the two did different work.
+    """
+    for part, what in (("work", "other parameters"), ("prompts", "other prompts")):
+        if getattr(a.key, part) != getattr(b.key, part):
+            raise BadInput(f"'{a.run}' of {a.recorded[0]} and '{b.run}' of {b.recorded[0]} do not compare: they ran with {what}")
+    parts = [(judged["status"], judged["sentence"]) for name, gate in (gates or {metrics.headline(b.metrics): Gate()}).items()
+             for judged in [results.judge_metric(name, gate, a, b.metrics[name].sessions if name in b.metrics else [])]]
+    if a.correct is not None and b.correct is not None:
+        drop = accuracy.compare(np.array(a.correct, dtype=bool), np.array(b.correct, dtype=bool))
+        parts.append((drop.status, f"accuracy {np.mean(b.correct):.1%}, {drop.sentence}"))
+    if a.sequences and [s.token_ids for s in a.sequences] == [s.token_ids for s in b.sequences]:
+        moved = results.judge_drift(a, [s.logprobs for s in b.sequences])
+        parts.append((moved["status"], moved["sentence"]))
+    return [f"{status}: {sentence}" for status, sentence in parts], _medians(a, b), verdicts.overall([status for status, _ in parts])
+
+
+def _medians(a: goldens.Golden, b: goldens.Golden) -> pd.DataFrame:
+    rows = []
+    for name in b.metrics:
+        if name in a.metrics:
+            before, after = (float(np.median(np.concatenate(side.metrics[name].sessions))) for side in (a, b))
+            rows.append({"metric": name, "unit": b.metrics[name].unit, "better": b.metrics[name].direction, "A": before, "B": after,
+                         "change %": 100 * (after / before - 1) if before else float("nan")})
+    return pd.DataFrame(rows)
+
+
+def report(one: str, other: str) -> tuple[str, str]:
+    """The text of a comparison of two stored runs, and its status. Raises BadInput as `load` and `compare`."""
+    (a, before), (b, gates) = load(one), load(other)
+    sentences, table, status = compare(a, b, gates or before)
+    lines = [f"A  {one}  ({a.run}, {a.key.platform}, {len(a.recorded)} sessions from {a.recorded[0]})",
+             f"B  {other}  ({b.run}, {b.key.platform}, {len(b.recorded)} sessions from {b.recorded[0]})", "", *sentences]
+    if a.key.platform != b.key.platform:
+        lines.append("the two platforms differ: a change of speed may be theirs")
+    lines += ["", table.to_string(index=False, float_format=lambda x: f"{x:,.4g}" if abs(x) < 1000 else f"{x:,.0f}")]
+    if differs := goldens.differences(a, {"subject": b.subject, "machine": b.environment}):
+        lines += ["", "What differs:", *(f"  {d['what']}: {d['golden']} -> {d['now']}" for d in differs)]
+    return "\n".join([*lines, "", f"B against A: {status}"]), status

@@ -1,0 +1,52 @@
+"""Two stored runs held against each other."""
+import pytest
+from test_goldens import by_repetition, record, scores
+from workbook import __main__, diffs, files, goldens, paths
+from workbook.errors import BadInput
+
+SEQUENCES = [{"prompt_token_ids": [1], "token_ids": [2, 3], "logprobs": [-0.5, -0.25]}]
+
+
+def stored(run, values, *, gates=None, right=(True, False, True, True), **changes):
+    """A run's folder with what compare.ipynb leaves in it."""
+    session = goldens.session_of(record(**changes), by_repetition(values), scores(right), SEQUENCES)
+    folder = paths.run_folder(run)
+    goldens.write(folder / "session.json", session)
+    files.write_json(folder / "run.json", {"params": {"run": "x", "gates": gates or {}}})
+    return folder
+
+
+@pytest.mark.parametrize(("values", "code", "status"), [
+    ((100.5, 99.5, 100.0), 0, "PASSED"), ((90.5, 89.5, 90.0), 1, "REGRESSED"), ((120.5, 119.5, 120.0), 0, "IMPROVED")])
+def test_the_rule_of_the_goldens_holds_between_two_runs(folders, capsys, values, code, status):
+    stored("before", (100.0, 101.0, 99.0))
+    folder = stored("after", values, subject={"weights_sha256": "h", "packages": {"vllm": "2"}})
+    assert __main__.main(["diff", "before", str(folder)]) == code  # by name, and by folder
+    said = capsys.readouterr().out
+    assert f"{status}: output_tok_s" in said and said.rstrip().endswith(f"B against A: {status}")
+    assert "packages.vllm: 1 -> 2" in said
+
+
+def test_the_gates_of_the_run_are_what_is_judged(folders, capsys):
+    stored("before", (100.0, 101.0, 99.0))
+    stored("after", (90.5, 89.5, 90.0), gates={"ttft_p50_ms": {"delta": 0.05, "margin": 0.03}})
+    assert __main__.main(["diff", "before", "after"]) == 0  # lower is better there
+    assert "IMPROVED: ttft_p50_ms" in capsys.readouterr().out
+
+
+def test_a_golden_can_be_either(folders, capsys):
+    stored("after", (100.0, 101.0, 99.0))
+    assert __main__.main(["diff", str(paths.run_folder("after") / "session.json"), "after"]) == 0
+
+
+def test_other_work_and_missing_runs_get_a_sentence(folders, capsys):
+    stored("before", (100.0, 101.0, 99.0))
+    stored("after", (100.0, 101.0, 99.0), prompts_sha256="q")
+    assert __main__.main(["diff", "before", "after"]) == 2
+    assert "do not compare: they ran with other prompts" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="'nothing' is no stored run; expected a name in"):
+        diffs.load("nothing")
+    (paths.run_folder("after") / "session.json").unlink()
+    files.write_json(paths.run_folder("after") / "result.json", {"sentence": "2 of 4 answers are missing"})
+    with pytest.raises(BadInput, match="holds no valid session \\(2 of 4 answers are missing\\)"):
+        diffs.load("after")
