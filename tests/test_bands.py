@@ -96,6 +96,7 @@ def test_a_gate_with_the_rule_band(direction, new, status):
 
 
 def test_a_gate_mixes_no_rules():
+    assert params.check(params.check({"run": "x", "gates": {"output_tok_s": {"rule": "band", "low": 0.8}}}).model_dump())
     with pytest.raises(BadInput, match="key 'gates' has delta: 0.1 with rule: band; expected low and high"):
         params.check({"run": "x", "gates": {"output_tok_s": {"rule": "band", "delta": 0.1}}})
     with pytest.raises(BadInput, match="key 'gates' has low: 0.8 with rule: interval"):

@@ -54,7 +54,7 @@ class Gate(Section):
     @model_validator(mode="after")
     def _of_the_rule(self):
         for name in {"low", "high"} if self.rule == "interval" else {"delta", "margin"}:
-            if name in self.model_fields_set:
+            if getattr(self, name) != type(self).model_fields[name].default:  # a run's record has them all
                 other = "delta and margin, or rule: band" if self.rule == "interval" else "low and high, or rule: interval"
                 raise ValueError(f"key 'gates' has {name}: {getattr(self, name)} with rule: {self.rule}; expected {other}")
         return self
