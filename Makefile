@@ -16,7 +16,7 @@ SETUP := .venv/installed-$(REQUIREMENTS)
 endif
 WORKBOOK := PYTHONPATH=notebooks$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PY) -m workbook
 
-.PHONY: help setup run-all run report record bless list params docs lab test bench lock clean
+.PHONY: help setup run-all run report record bless ab list params docs lab test bench lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,10 @@ record: setup ## measure a candidate golden: RUN=name
 
 bless: setup ## make the candidate the golden: RUN=name REASON="..."
 	@$(WORKBOOK) bless "$(RUN)" --reason "$(REASON)"
+
+ab: setup ## does B cost anything? RUN=name A="..." B="..." [A_PYTHON=] [B_PYTHON=] [PAIRS=8] [MODEL=] [SET=]
+	@$(WORKBOOK) ab "$(RUN)" --a "$(A)" --b "$(B)" $(if $(PAIRS),--pairs "$(PAIRS)") $(if $(A_PYTHON),--python-a "$(A_PYTHON)") \
+	  $(if $(B_PYTHON),--python-b "$(B_PYTHON)") $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$(SET)")
 
 list: setup ## every exam, what it needs, and whether this machine can take it
 	@$(WORKBOOK) list

@@ -40,13 +40,19 @@ def _parser() -> argparse.ArgumentParser:
     add("list", _list, "every exam, what it needs, and whether this machine can take it")
     add("reference", _reference, "the page on all parameters, made from the schema")
     for name, function, text in (("run", _run, "one exam, then the summary"), ("record", _record, "measure a candidate golden"),
-                                 ("params", _params, "a run's flat parameters, and where each value comes from")):
+                                 ("params", _params, "a run's flat parameters, and where each value comes from"),
+                                 ("ab", _ab, "two variants of an exam in turns on this machine: does B cost anything?")):
         command = add(name, function, text)
         command.add_argument("run", help="stem of a file in params/, with @variant where it has some")
         command.add_argument("--model", help="another model: a local folder, or one of the hub")
         command.add_argument("--set", default="", help='other parameters: "n=8 engine_args.max_num_seqs=64"')
         if name == "record":
             command.add_argument("--sessions", type=int, default=3, help="engine sessions (default 3)")
+        if name == "ab":
+            for side in ("a", "b"):
+                command.add_argument(f"--{side}", default="", metavar="SET", help=f"what {side.upper()} changes, as in --set (default: nothing)")
+                command.add_argument(f"--python-{side}", default="", metavar="PYTHON", help=f"interpreter of {side.upper()}'s environment (default: this one)")
+            command.add_argument("--pairs", type=int, default=8, help="visits of each variant, even, at least 8 (default 8)")
     command = add("bless", _bless, "make the candidate the golden")
     command.add_argument("run")
     command.add_argument("--reason", required=True, help="why, in a sentence")
@@ -110,6 +116,12 @@ def _record(args: argparse.Namespace) -> int:
     path = _executing(lambda: runner.record(args.run, _overrides(args), args.sessions))
     print(f"candidate: {path}\nmake it the golden with: make bless RUN={args.run} REASON=\"...\"", file=sys.stderr)
     return 0
+
+
+def _ab(args: argparse.Namespace) -> int:
+    from workbook import ab
+    pythons = {"a": args.python_a, "b": args.python_b}
+    return _executing(lambda: ab.take(args.run, {"a": args.a, "b": args.b}, pythons, args.pairs, _overrides(args), _strict()))
 
 
 def _executing(work):

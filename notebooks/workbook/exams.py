@@ -87,9 +87,10 @@ def select(name: str) -> list[str]:
     return _runs_of(path) if "@" not in name and path.is_file() else [name]
 
 
-def parse_set(text: str, model: str = "") -> Written:
+def parse_set(text: str, model: str = "", source: str = "SET") -> Written:
     """Parse `SET="n=8 engine_args.max_num_seqs=64"` and `MODEL=`: key=value words as in a shell, each value
-    read as YAML; a dot goes into a mapping, and a mapping is joined with the file's.
+    read as YAML; a dot goes into a mapping, and a mapping is joined with the file's. `source` is what messages
+    call the text.
 
     Raises:
         BadInput: a word without `=`, or a value that is not YAML (a value with spaces wants quotes).
@@ -98,16 +99,16 @@ def parse_set(text: str, model: str = "") -> Written:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise _unreadable(text, error) from None
+        raise _unreadable(source, text, error) from None
     for word in words:
         key, equals, value = word.partition("=")
         if not (key and equals):
-            raise BadInput(f"SET: {word!r} is not an override; expected key=value")
+            raise BadInput(f"{source}: {word!r} is not an override; expected key=value")
         path = tuple(key.split("."))
         try:
-            part = _parse(value or "''", "SET", path)
+            part = _parse(value or "''", source, path)
         except (yaml.YAMLError, ValueError) as error:
-            raise _unreadable(text, error) from None
+            raise _unreadable(source, text, error) from None
         nested: Any = part.values
         for name in reversed(path):
             nested = {name: nested}
@@ -120,8 +121,8 @@ def flat(exam: Exam) -> str:
     return yaml.safe_dump(exam.model_dump(mode="json", exclude={"variants"}), sort_keys=False, allow_unicode=True, width=1000)
 
 
-def _unreadable(text: str, error: Exception) -> BadInput:
-    return BadInput(f"SET: {text!r} cannot be read ({' '.join(str(error).split())}); expected key=value words, values with spaces quoted")
+def _unreadable(source: str, text: str, error: Exception) -> BadInput:
+    return BadInput(f"{source}: {text!r} cannot be read ({' '.join(str(error).split())}); expected key=value words, values with spaces quoted")
 
 
 def _file(run: str) -> Path:
@@ -184,7 +185,7 @@ def _parse(text: str, source: str, prefix: KeyPath = ()) -> Written:
 
 def _walk(node: yaml.Node, path: KeyPath, source: str, places: dict[KeyPath, Place]) -> None:
     """Collect places, and refuse what YAML would silently read as something else than was meant."""
-    where = f"{source} line {node.start_mark.line + 1}" if source != "SET" else source
+    where = f"{source} line {node.start_mark.line + 1}" if source.startswith("params/") else source
     if path:
         plain = isinstance(node, yaml.ScalarNode) and node.style is None
         places[path] = Place(where, node.value if plain else None)

@@ -215,17 +215,18 @@ def control_moves(golden: Golden, controls: dict[str, list[float]]) -> dict[str,
 
 def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
     """What is not as it was when the golden was recorded: subject and soft environment, a row each."""
-    before = _flat(golden.subject) | _flat({"machine": golden.environment})
-    after = _flat(record["subject"]) | _flat({"machine": record["machine"]})
+    before = flat(golden.subject) | flat({"machine": golden.environment})
+    after = flat(record["subject"]) | flat({"machine": record["machine"]})
     return [{"what": name, "golden": str(before.get(name, "absent")), "now": str(after.get(name, "absent"))}
             for name in sorted(before | after) if before.get(name) != after.get(name) and not name.startswith(("machine.packages", "machine.git.commit"))]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with a dot between the names."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def _rounded(value: float) -> float:

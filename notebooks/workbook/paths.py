@@ -36,6 +36,11 @@ def run_folder(run: str) -> Path:
     return reports() / "runs" / run
 
 
+def ab_folder(run: str) -> Path:
+    """Folder of the latest A/B of a run."""
+    return reports() / "ab" / run
+
+
 def child_environment() -> dict[str, str]:
     """The environment in which `python -m workbook...` works from any folder."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(NOTEBOOKS), os.environ.get("PYTHONPATH")]))}

@@ -59,6 +59,45 @@ def samples_against_golden(name: str, unit: str, direction: str, sessions: list[
     return figure
 
 
+def visits_in_order(name: str, unit: str, direction: str, visits: list[tuple[str, list[float]]]) -> Figure:
+    """A metric's samples in the order in which an A/B took them.
+
+    Args:
+        visits: (variant, samples) of each visit.
+    """
+    figure, axes = _axes(7.2, 2.8)
+    for side, colour, marker in (("a", "C0", "o"), ("b", "C1", "D")):
+        points = [(x + 1, value) for x, (variant, values) in enumerate(visits) if variant == side for value in values]
+        if points:
+            axes.scatter(*zip(*points, strict=True), color=colour, marker=marker, s=26, label=side.upper())
+    axes.set_xticks(range(1, len(visits) + 1))
+    axes.set_xlabel("visit")
+    axes.set_ylabel(unit)
+    axes.set_title(f"{name} in the order taken (n = {sum(len(v) for _, v in visits)} repetitions; {direction} is better)", fontsize=10)
+    axes.legend(loc="best", frameon=False, fontsize=8)
+    return figure
+
+
+def differences_by_pair(name: str, losses: list[float], low: float, high: float, margin: float, confidence: float) -> Figure:
+    """How much slower B was in each pair of an A/B, their mean and its interval, and the line beyond which it fails.
+
+    Args:
+        losses: fraction of A's speed that B lacked, a pair each; negative where B was faster.
+        low, high: interval of the mean, as fractions, with `confidence`.
+    """
+    figure, axes = _axes(7.2, 2.8)
+    axes.axhspan(100 * low, 100 * high, color="C1", alpha=0.15, label=f"{confidence:.0%} interval of the mean")
+    axes.axhline(0, color="0.4", lw=1)
+    axes.axhline(100 * margin, color="C3", lw=1, ls="--", label=f"{margin:.0%} slower")
+    axes.scatter(range(1, len(losses) + 1), 100 * np.asarray(losses), color="C1", marker="D", s=30, zorder=3, label="a pair")
+    axes.set_xticks(range(1, len(losses) + 1))
+    axes.set_xlabel("pair")
+    axes.set_ylabel("B slower than A, %")
+    axes.set_title(f"{name}: B against A in each pair (n = {len(losses)} pairs; lower is better for B)", fontsize=10)
+    axes.legend(loc="best", frameon=False, fontsize=8)
+    return figure
+
+
 def request_timeline(requests: pd.DataFrame) -> Figure:
     """One repetition: each request from its arrival over its first to its last token."""
     figure, axes = _axes(7.2, 3.0)

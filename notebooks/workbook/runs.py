@@ -31,11 +31,15 @@ def start(run: str) -> Path:
 
 def set_aside(run: str) -> None:
     """Move a run's folder, if it holds anything, to `reports/history/<run>/<time of its last change>`."""
-    folder = paths.run_folder(run)
+    keep(paths.run_folder(run), paths.reports() / "history" / run)
+
+
+def keep(folder: Path, history: Path) -> None:
+    """Move a folder, if it holds anything, into `history`, where the time of its last change is its name."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     changed = datetime.datetime.fromtimestamp(folder.stat().st_mtime, datetime.UTC)
-    place = paths.reports() / "history" / run / changed.strftime("%Y%m%dT%H%M%S.%fZ")
+    place = history / changed.strftime("%Y%m%dT%H%M%S.%fZ")
     place.parent.mkdir(parents=True, exist_ok=True)
     folder.rename(place)
 

@@ -126,9 +126,14 @@ def judge_pairs(a: list[list[float]], b: list[list[float]], *, direction: str,
     Raises:
         ValueError: as `judge`; fewer than two pairs, or not as many of a as of b.
     """
+    return _verdict(*compare_pairs(pair_differences(a, b, direction=direction), delta, margin))
+
+
+def pair_differences(a: list[list[float]], b: list[list[float]], *, direction: str) -> np.ndarray:
+    """The differences that `judge_pairs` judges, one a pair, in logs, positive where b is worse; raises as it does."""
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(f"{len(a)} of a and {len(b)} of b; expected two pairs or more")
-    return _verdict(*compare_pairs(_side(a, "a", direction).means - _side(b, "b", direction).means, delta, margin))
+    return _side(a, "a", direction).means - _side(b, "b", direction).means
 
 
 def compare_pairs(differences: np.ndarray, delta: float, margin: float) -> tuple:

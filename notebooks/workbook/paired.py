@@ -1,0 +1,241 @@
+"""An A/B as it lies in the reports: its visits, the verdict on their pairs, and its `result.json`."""
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from workbook import controls, files, goldens, metrics, params, paths, validity, verdicts
+from workbook.errors import BadInput
+from workbook.params import Exam
+from workbook.runs import now
+from workbook.scraps import plain
+from workbook.verdicts import Verdict
+
+SCHEMA_VERSION = 1
+PLAN, OUTCOME = "ab.json", "visit.json"
+"""What an A/B writes first: pairs, parameters, interpreters; and what a visit writes last: `problem`, empty if its
+notebook got to its end."""
+DELTA, MARGIN = 0.03, 0.02
+"""The loss that is to be ruled out, and the one up to which a difference is not called one."""
+SPEEDS = ("tok/s", "requests/s", "ms", "s")
+"""Units of which "slower" and "faster" can be said."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One session of one variant.
+
+    Attributes:
+        name: `<nn>-<variant>`, numbered in the order in which the visits were made.
+        problem: why it is not valid, in a sentence; empty if it is.
+        record: its `run.json`; empty if generate.ipynb did not get that far.
+        metrics: of each repetition, as `metrics.by_repetition`; empty likewise.
+    """
+    name: str
+    problem: str
+    record: dict[str, Any]
+    metrics: pd.DataFrame
+
+    @property
+    def variant(self) -> str:
+        """`a` or `b`."""
+        return self.name[-1]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An A/B: what was planned, and the visits that were made.
+
+    Attributes:
+        pairs: planned.
+        started: time of day.
+        variants: of `a` and of `b`: `set`, `python` and `params`.
+    """
+    run: str
+    pairs: int
+    started: str
+    variants: dict[str, dict[str, Any]]
+    visits: list[Visit]
+
+    @property
+    def exam(self) -> Exam:
+        """A's exam: B's is the same but for what is under test."""
+        return params.check(self.variants["a"]["params"], PLAN)
+
+    @property
+    def judged(self) -> list[str]:
+        """The metrics that are judged: the gated ones, or the throughput where none is gated."""
+        return list(self.exam.gates) or [name for name in [metrics.headline(self.measured)] if name]
+
+    @property
+    def measured(self) -> list[str]:
+        """Every metric that a visit has."""
+        return list(dict.fromkeys(name for visit in self.visits for name in visit.metrics))
+
+    @property
+    def problems(self) -> list[str]:
+        """Why there is no verdict, a sentence each."""
+        found = [f"visit {v.name}: {v.problem}" for v in self.visits if v.problem]
+        missing = 2 * self.pairs - len(self.visits)
+        return found or ([f"{missing} of {2 * self.pairs} visits are missing"] if missing else [])
+
+    def samples(self, name: str) -> tuple[list[list[float]], list[list[float]]]:
+        """A metric's samples by pair, A's and B's: of the pairs whose two visits have it."""
+        found = [list(v.metrics[name]) if name in v.metrics else [] for v in self.visits]
+        whole = [i for i in range(0, len(self.visits) - 1, 2) if found[i] and found[i + 1]]
+        a, b = ([found[i] if self.visits[i].variant == side else found[i + 1] for i in whole] for side in "ab")
+        return a, b
+
+
+def order(pairs: int) -> list[str]:
+    """Names of the visits in the order in which they are made: A B, B A, A B, ... (ABBA)."""
+    return [f"{number:02}-{side}" for number, side in enumerate(("abba" * pairs)[:2 * pairs], start=1)]
+
+
+def read(run: str) -> Experiment:
+    """The latest A/B of a run.
+
+    Raises:
+        BadInput: there is none.
+    """
+    folder = paths.ab_folder(run)
+    if not (folder / PLAN).exists():
+        raise BadInput(f"run '{run}' has no A/B in {folder}; expected make ab RUN={run} A=... B=... first")
+    plan = files.read_json(folder / PLAN)
+    visits: list[Visit] = []
+    for name in order(plan["pairs"]):
+        if (folder / "visits" / name / OUTCOME).exists():
+            visits.append(read_visit(folder / "visits" / name, run, visits[0] if visits else None))
+    return Experiment(run, plan["pairs"], plan["started"], plan["variants"], visits)
+
+
+def read_visit(folder: Path, run: str, first: Visit | None) -> Visit:
+    """A visit from its folder; `first` is the A/B's first one, whose questions this one has to have asked too."""
+    problem = files.read_json(folder / OUTCOME)["problem"]
+    place = folder / "runs" / run
+    if problem or not (place / "run.json").exists():
+        return Visit(folder.name, problem or "left no run.json", {}, pd.DataFrame())
+    record = files.read_json(place / "run.json")
+    exam = params.check(record["params"], f"{folder.name}/run.json")
+    requests, generations = (pd.read_parquet(place / f"{name}.parquet") for name in ("requests", "generations"))
+    complete = validity.check(exam, requests, generations, weights=record["subject"]["weights_sha256"], cached=record["prefix_cache_hits"],
+                              behind=[p["behind"] for p in record["repetitions"] if p["behind"]])
+    problems = list(complete.problems)
+    if first and first.record and first.record["prompts_sha256"] != record["prompts_sha256"]:
+        problems.append(f"its prompts are not those of visit {first.name} (set {record['prompts_sha256'][:12]} and {first.record['prompts_sha256'][:12]}: "
+                        "another tokenizer or chat template?), so the speeds do not compare")
+    table = metrics.by_repetition(requests, record["repetitions"], max(1, len(record["machine"]["gpus"])), exam.slo)
+    problems += [f"{name} is gated and not a positive number in every repetition" for name in exam.gates if name not in table or not (table[name] > 0).all()]
+    return Visit(folder.name, "; ".join(problems), record, table)
+
+
+def judge(name: str, a: list[list[float]], b: list[list[float]]) -> dict[str, Any]:
+    """Verdict on one metric from its samples by pair, with its sentence.
+
+    Returns:
+        The fields of a `Verdict`, `p` (of the one-sided paired t test that B is worse) and `sentence`.
+
+    Raises:
+        ValueError: as `verdicts.judge_pairs`.
+    """
+    direction = metrics.kind(name).direction
+    verdict = verdicts.judge_pairs(a, b, direction=direction, delta=DELTA, margin=MARGIN)
+    p = float(stats.ttest_1samp(verdicts.pair_differences(a, b, direction=direction), 0, alternative="greater").pvalue)
+    return asdict(verdict) | {"p": p, "sentence": f"{estimate(name, verdict)}: {_conclusion(verdict, p)}"}
+
+
+def estimate(name: str, verdict: Verdict) -> str:
+    """Effect and interval in words, as fractions of the speed."""
+    worse = verdict.effect > 0
+    words = ("slower", "faster") if metrics.kind(name).unit in SPEEDS else ("worse", "better")
+    by, *bounds = (loss(x) * (100 if worse else -100) for x in (verdict.effect, verdict.low, verdict.high))
+    return (f"B is {words[0] if worse else words[1]} than A by {by:.1f} % in {name} "
+            f"({verdict.confidence * 100:.0f} % interval {min(bounds):+.1f} to {max(bounds):+.1f} %)")
+
+
+def loss(effect: float) -> float:
+    """The fraction of A's speed that B lacks, for an effect in logs; negative where B is faster."""
+    return float(-np.expm1(-effect))
+
+
+def _conclusion(verdict: Verdict, p: float) -> str:
+    if verdict.status == "REGRESSED":
+        return f"FAIL, more than {MARGIN:.0%} and more than noise explains (p = {p:.2g})"
+    if verdict.status == "INCONCLUSIVE":
+        return f"INCONCLUSIVE, a loss of {DELTA:.0%} is neither shown nor ruled out; more pairs see more"
+    return "IMPROVED" if verdict.status == "IMPROVED" else f"PASSED, a loss of {DELTA:.0%} is ruled out"
+
+
+def verdict_of(experiment: Experiment, judged: dict[str, dict]) -> tuple[str, str]:
+    """Status of the A/B and the sentence that says why: validity first, then the worst of the metrics."""
+    if experiment.problems:
+        return "INVALID", "; ".join(experiment.problems)
+    status = verdicts.overall([found["status"] for found in judged.values()])
+    return status, "; ".join(found["sentence"] for found in judged.values() if found["status"] == status)
+
+
+def metric_table(experiment: Experiment, judged: dict[str, dict]) -> pd.DataFrame:
+    """A row for each metric: medians of all repetitions of A and of B, the change, and the verdict."""
+    rows = [(name, metrics.kind(name).unit, metrics.kind(name).direction, *_medians(experiment.visits, lambda v, name=name: v.metrics.get(name, [])))
+            for name in experiment.measured]
+    rows.append(("load_s", "s", "lower", *_medians(experiment.visits, lambda v: [v.record["load_s"]])))
+    return pd.DataFrame([{"metric": name, "unit": unit, "better": better, "A": a, "B": b, "change %": 100 * (b / a - 1) if a else None,
+                          "verdict": judged.get(name, {}).get("status", "reported only")} for name, unit, better, a, b in rows])
+
+
+def control_table(experiment: Experiment) -> pd.DataFrame:
+    """A row for each control: A's and B's median, and `drift %`, by how much the line through the logs of the
+    visits' medians rises from the first visit to the last."""
+    visits = [v for v in experiment.visits if v.record]
+    rows = []
+    for name in visits[0].record["controls"] if visits else ():
+        medians = [float(np.median(v.record["controls"][name])) for v in visits]
+        a, b = _medians(visits, lambda v, name=name: v.record["controls"][name])
+        slope = stats.linregress(range(len(medians)), np.log(medians)).slope if len(medians) > 1 else 0.0
+        rows.append({"control": name.removesuffix("_s"), "A, ms": a * 1e3, "B, ms": b * 1e3, "B against A %": 100 * (b / a - 1),
+                     "drift %": 100 * float(np.expm1(slope * (len(medians) - 1)))})
+    return pd.DataFrame(rows)
+
+
+def notes(experiment: Experiment) -> list[str]:
+    """What a reader should know beside the verdict, a sentence each."""
+    found = []
+    if (repetitions := experiment.exam.repetitions) < 3:
+        found.append(f"each visit has {repetitions} repetition{'s' if repetitions > 1 else ''}: a loss of 3 % is found less often than with 3 (SET=\"repetitions=3\")")
+    for row in control_table(experiment).to_dict("records"):
+        if abs(np.log1p(row["drift %"] / 100)) > np.log1p(controls.TOLERANCE):
+            found.append(f"the machine changed while this ran: the fixed work of the {row['control']} took {row['drift %']:+.0f} % from the first visit to the last; "
+                         "an even drift cancels in the pairs, a jump does not")
+    return found
+
+
+def differences(experiment: Experiment) -> pd.DataFrame:
+    """What is not the same in A and B: parameters, packages, weights, interpreter; a row each with both values."""
+    sides = {}
+    for side, variant in experiment.variants.items():
+        record = next((v.record for v in experiment.visits if v.variant == side and v.record), {})
+        seen = {k: record.get("subject", {}).get(k) for k in ("packages", "attention", "weights_sha256")} | {"python": record.get("machine", {}).get("python")}
+        sides[side] = goldens.flat(variant["params"]) | goldens.flat(seen) | {"interpreter": variant["python"]}
+    a, b = sides["a"], sides["b"]
+    return pd.DataFrame([{"what": key, "A": str(a.get(key, "absent")), "B": str(b.get(key, "absent"))} for key in a | b if a.get(key) != b.get(key)])
+
+
+def result(experiment: Experiment, status: str, sentence: str, judged: dict[str, dict]) -> dict[str, Any]:
+    """What goes into `result.json`."""
+    samples = {name: {"unit": metrics.kind(name).unit, "direction": metrics.kind(name).direction,
+                      **dict(zip("ab", experiment.samples(name), strict=True))} for name in experiment.measured}
+    return plain({
+        "schema_version": SCHEMA_VERSION, "run": experiment.run, "title": experiment.exam.title, "status": status, "sentence": sentence,
+        "started": experiment.started, "finished": now(), "pairs": experiment.pairs, "variants": experiment.variants, "judged": judged, "metrics": samples,
+        "medians": metric_table(experiment, judged).to_dict("records"), "controls": control_table(experiment).to_dict("records"),
+        "differences": differences(experiment).to_dict("records"), "notes": notes(experiment),
+        "visits": [{"name": v.name, "problem": v.problem, "finished": v.record.get("finished")} for v in experiment.visits]})
+
+
+def _medians(visits: list[Visit], values) -> tuple[float, float]:
+    found = ([x for v in visits if v.variant == side and v.record for x in values(v)] for side in "ab")
+    a, b = (float(np.median(side)) if side else float("nan") for side in found)
+    return a, b
