@@ -110,6 +110,8 @@ def parse_set(text: str, model: str = "", source: str = "SET") -> Written:
         except (yaml.YAMLError, ValueError) as error:
             raise _unreadable(source, text, error) from None
         nested: Any = part.values
+        if path[0] == "env" and isinstance(nested, int | float):
+            nested = value  # OMP_NUM_THREADS=1 is text, as it would be in a shell
         for name in reversed(path):
             nested = {name: nested}
         written = Written(nested, part.places).over(written)
