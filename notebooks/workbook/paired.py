@@ -207,7 +207,8 @@ def notes(experiment: Experiment) -> list[str]:
         found.append(f"each visit has {repetitions} repetition{'s' if repetitions > 1 else ''}: a loss of 3 % is found less often than with 3 (SET=\"repetitions=3\")")
     for row in control_table(experiment).to_dict("records"):
         if abs(np.log1p(row["drift %"] / 100)) > np.log1p(controls.TOLERANCE):
-            found.append(f"the machine changed while this ran: the fixed work of the {row['control']} took {row['drift %']:+.0f} % from the first visit to the last; "
+            found.append(f"the machine changed while this ran: the fixed work of the {row['control']} took {abs(row['drift %']):.0f} % {'longer' if row['drift %'] > 0 else 'less time'} "
+                         "in the last visit than in the first, by the line through all; "
                          "an even drift cancels in the pairs, a jump does not")
     return found
 
