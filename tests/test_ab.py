@@ -59,9 +59,10 @@ def visited(experiment, name, speed, control=0.1, prompts="same", **columns):
                   "last_token_s": ends, "finished_s": ends} for i in range(4)]
     pd.DataFrame(rows).assign(**columns).to_parquet(place / "requests.parquet")
     pd.DataFrame({"answer": ["x"] * 4}).to_parquet(place / "generations.parquet")
+    passes = [{"session": 1, "repetition": r, "point": 0, "counters": {}, "behind": "", "measured": {"startup_s": 9.0} if r == 1 else {}} for r in (1, 2, 3)]
     files.write_json(place / "run.json", {
-        "params": experiment.variants[name[-1]]["params"], "session": 1, "finished": "2026-11-01T00:00:00+00:00", "load_s": 1.0, "prefix_cache_hits": 0,
-        "prompts_sha256": prompts, "controls": {"host_s": [control] * 3}, "repetitions": [{"session": 1, "repetition": r, "point": 0, "counters": {}, "behind": ""} for r in (1, 2, 3)],
+        "params": experiment.variants[name[-1]]["params"], "session": 1, "finished": "2026-11-01T00:00:00+00:00", "disturbed": [], "prefix_cache_hits": 0,
+        "prompts_sha256": prompts, "controls": {"host_s": [control] * 3}, "repetitions": passes,
         "machine": {"gpus": [], "python": "3.11.7"}, "subject": {"weights_sha256": "unknown", "packages": {"vllm": "1.0" if name[-1] == "a" else "2.0"}}})
     files.write_json(folder / paired.OUTCOME, {"problem": ""})
 
@@ -187,6 +188,7 @@ def test_the_notebook_judges_and_the_page_says_it(tiny):
     assert (result["status"], result["schema_version"], len(result["visits"])) == ("REGRESSED", 1, 16)
     assert result["judged"]["output_tok_s"]["status"] == "REGRESSED" and len(result["metrics"]["e2e_p50_ms"]["a"]) == 8
     assert "FAIL" in text and result["sentence"].split(" in ")[0] in text and text.index("FAIL") < text.index("What is compared")
+    assert result["metrics"]["startup_s"]["a"] == [[9.0]] * 8, "measured once a visit"
     assert "packages.vllm" in text and "visits/03-b/runs/tiny/generate.html" in text
 
 

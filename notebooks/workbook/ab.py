@@ -1,6 +1,7 @@
 """A/B: two variants of one exam, in turns on this machine. Does B cost anything?"""
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -127,7 +128,7 @@ def progress(experiment: Experiment) -> str:
     name = experiment.judged[0]
     a, b = experiment.samples(name)
     if len(a) < 2:
-        return f"{name} {experiment.visits[-1].metrics[name].median():,.4g} (median)"
+        return f"{name} {statistics.median(experiment.visits[-1].samples(name)):,.4g} (median)"
     verdict = verdicts.judge_pairs(a, b, direction=metrics.kind(name).direction, delta=paired.DELTA, margin=paired.MARGIN)
     return f"after {len(a)} of {experiment.pairs} pairs: {paired.estimate(name, verdict)}"
 

@@ -1,5 +1,5 @@
 """An A/B as it lies in the reports: its visits, the verdict on their pairs, and its `result.json`."""
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,10 @@ class Visit:
         """`a` or `b`."""
         return self.name[-1]
 
+    def samples(self, name: str) -> list[float]:
+        """A metric's samples; empty if it was not measured."""
+        return next(iter(metrics.sessions(self.metrics, name)), [])
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -84,7 +88,7 @@ class Experiment:
 
     def samples(self, name: str) -> tuple[list[list[float]], list[list[float]]]:
         """A metric's samples by pair, A's and B's: of the pairs whose two visits have it."""
-        found = [list(v.metrics[name]) if name in v.metrics else [] for v in self.visits]
+        found = [v.samples(name) for v in self.visits]
         whole = [i for i in range(0, len(self.visits) - 1, 2) if found[i] and found[i + 1]]
         a, b = ([found[i] if self.visits[i].variant == side else found[i + 1] for i in whole] for side in "ab")
         return a, b
@@ -122,14 +126,16 @@ def read_visit(folder: Path, run: str, first: Visit | None) -> Visit:
     exam = params.check(record["params"], f"{folder.name}/run.json")
     requests, generations = (pd.read_parquet(place / f"{name}.parquet") for name in ("requests", "generations"))
     complete = validity.check(exam, requests, generations, weights=record["subject"]["weights_sha256"], cached=record["prefix_cache_hits"],
-                              behind=[p["behind"] for p in record["repetitions"] if p["behind"]])
+                              behind=[p["behind"] for p in record["repetitions"] if p["behind"]], disturbed=record["disturbed"])
     problems = list(complete.problems)
     if first and first.record and first.record["prompts_sha256"] != record["prompts_sha256"]:
         problems.append(f"its prompts are not those of visit {first.name} (set {record['prompts_sha256'][:12]} and {first.record['prompts_sha256'][:12]}: "
                         "another tokenizer or chat template?), so the speeds do not compare")
     table = metrics.by_repetition(requests, record["repetitions"], max(1, len(record["machine"]["gpus"])), exam.slo)
-    problems += [f"{name} is gated and not a positive number in every repetition" for name in exam.gates if name not in table or not (table[name] > 0).all()]
-    return Visit(folder.name, "; ".join(problems), record, table)
+    visit = Visit(folder.name, "", record, table)
+    problems += [f"{name} is gated and not a positive number in every repetition" for name in exam.gates
+                 if not visit.samples(name) or not all(x > 0 for x in visit.samples(name))]
+    return replace(visit, problem="; ".join(problems))
 
 
 def judge(name: str, a: list[list[float]], b: list[list[float]]) -> dict[str, Any]:
@@ -179,9 +185,8 @@ def verdict_of(experiment: Experiment, judged: dict[str, dict]) -> tuple[str, st
 
 def metric_table(experiment: Experiment, judged: dict[str, dict]) -> pd.DataFrame:
     """A row for each metric: medians of all repetitions of A and of B, the change, and the verdict."""
-    rows = [(name, metrics.kind(name).unit, metrics.kind(name).direction, *_medians(experiment.visits, lambda v, name=name: v.metrics.get(name, [])))
+    rows = [(name, metrics.kind(name).unit, metrics.kind(name).direction, *_medians(experiment.visits, lambda v, name=name: v.samples(name)))
             for name in experiment.measured]
-    rows.append(("load_s", "s", "lower", *_medians(experiment.visits, lambda v: [v.record["load_s"]])))
     return pd.DataFrame([{"metric": name, "unit": unit, "better": better, "A": a, "B": b, "change %": 100 * (b / a - 1) if a else None,
                           "verdict": judged.get(name, {}).get("status", "reported only")} for name, unit, better, a, b in rows])
 
