@@ -168,16 +168,34 @@ def foreign_processes(exam: Exam) -> list[str]:
             if p.pid not in ours]
 
 
+def _git(*words: str) -> str | None:
+    """What git says about the checkout; None outside git, and where it fails."""
+    try:
+        job = subprocess.run(["git", *words], cwd=paths.ROOT, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return job.stdout.strip() if job.returncode == 0 else None
+
+
+def changed_files() -> list[str]:
+    """Tracked files with uncommitted changes, but for goldens, which no run depends on for its speed; empty outside git."""
+    return (_git("diff", "--name-only", "HEAD", "--", ".", ":!goldens") or "").splitlines()
+
+
 def git_state() -> dict[str, str | bool]:
-    """Commit of the checkout and whether it has uncommitted changes; commit `unknown` outside git."""
-    def git(*words: str) -> str | None:
-        try:
-            job = subprocess.run(["git", *words], cwd=paths.ROOT, capture_output=True, text=True, timeout=20)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return job.stdout.strip() if job.returncode == 0 else None
-    status = git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": git("rev-parse", "HEAD") or "unknown", "dirty": bool(status)}
+    """Commit of the checkout and whether it has uncommitted changes (`changed_files`); commit `unknown` outside git."""
+    return {"commit": _git("rev-parse", "HEAD") or "unknown", "dirty": bool(changed_files())}
+
+
+def same_code(commit: str | None, other: str | None) -> bool:
+    """Whether nothing of `notebooks/` changed between two commits; False where git does not know them."""
+    return bool(commit and other) and _git("diff", "--quiet", commit, other, "--", "notebooks") is not None
+
+
+def visit() -> str:
+    """The first digits of the kernel's boot id: it differs between hosts and between boots of one, and names nobody."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return boot.read_text()[:8] if boot.exists() else "unknown"
 
 
 def describe(exam: Exam) -> dict:
@@ -191,4 +209,5 @@ def describe(exam: Exam) -> dict:
         "driver": driver(),
         "packages": versions(),
         "git": git_state(),
+        "visit": visit(),
     }
