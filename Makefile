@@ -45,11 +45,11 @@ run: setup ## one exam: RUN=name [MODEL=/path] [SET="n=8 max_tokens=64"]
 report: setup ## rebuild the summary from the runs in reports/
 	@$(WORKBOOK) summary
 
-record: setup ## measure a candidate golden: RUN=name
-	@$(WORKBOOK) record "$(RUN)"
+record: setup ## measure a candidate golden: RUN=name [SESSIONS=3] [ADD=1] [MODEL=] [SET=]
+	@$(WORKBOOK) record "$(RUN)" $(if $(SESSIONS),--sessions "$(SESSIONS)") $(if $(filter-out 0,$(ADD)),--add) $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$(SET)")
 
-bless: setup ## make the candidate the golden: RUN=name REASON="..."
-	@$(WORKBOOK) bless "$(RUN)" --reason "$(REASON)"
+bless: setup ## make the candidate the golden: RUN=name REASON="..." [ACCEPT_REGRESSION=1]
+	@$(WORKBOOK) bless "$(RUN)" --reason "$(REASON)" $(if $(filter-out 0,$(ACCEPT_REGRESSION)),--accept-regression)
 
 ab: setup ## does B cost anything? RUN=name A="..." B="..." [A_PYTHON=] [B_PYTHON=] [PAIRS=8] [MODEL=] [SET=]
 	@$(WORKBOOK) ab "$(RUN)" --a "$(A)" --b "$(B)" $(if $(PAIRS),--pairs "$(PAIRS)") $(if $(A_PYTHON),--python-a "$(A_PYTHON)") \
@@ -61,8 +61,10 @@ list: setup ## every exam, what it needs, and whether this machine can take it
 params: setup ## a run's parameters and where each comes from: RUN=name [MODEL=] [SET=]
 	@$(WORKBOOK) params "$(RUN)" $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$(SET)")
 
-docs: setup ## make docs/params.md from the schema
+docs: setup ## make docs/params.md and docs/schemas/ from the schemas
 	@$(WORKBOOK) reference > docs/params.md
+	@$(WORKBOOK) schema golden > docs/schemas/golden.json
+	@$(WORKBOOK) schema result > docs/schemas/result.json
 
 lab: setup ## open the notebooks in JupyterLab
 	@$(PY) -m jupyter lab --notebook-dir=notebooks

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from workbook import files, goldens, metrics, params, results
+from workbook import candidates, files, goldens, metrics, params, results
 from workbook.errors import BadInput
 from workbook.validity import Completeness
 
@@ -13,7 +13,7 @@ COMPLETE = Completeness(4, 4, 0.0, 0.0, [])
 
 
 def record(**changes):
-    base = {"params": {"run": "x"}, "work_sha256": "w", "prompts_sha256": "p", "machine": {"platform": PLATFORM, "kernel": "6.1"},
+    base = {"params": {"run": "x"}, "work_sha256": "w", "prompts_sha256": "p", "machine": {"platform": PLATFORM, "kernel": "6.1", "visit": "v", "git": {"commit": "c", "dirty": False}},
             "subject": {"weights_sha256": "h", "packages": {"vllm": "1"}}, "controls": {"host_s": [1.0, 1.1], "device_s": [2.0, 2.0]},
             "finished": "2026-01-01T00:00:00+00:00"}
     return base | changes
@@ -36,20 +36,19 @@ def session(**changes):
 
 
 def blessed(folders) -> goldens.Golden:
-    goldens.write(goldens.candidate_path("x"), goldens.merge(session(), session(finished="2026-01-02T00:00:00+00:00")))
-    goldens.bless("x", "first", "somebody")
-    return goldens.read(goldens.path_of(PLATFORM, "x"))
+    golden = goldens.merge(session(), session(finished="2026-01-02T00:00:00+00:00"))
+    golden.blessing = goldens.Blessing(by="somebody", when="2026-01-03T00:00:00+00:00", reason="first")
+    goldens.write(goldens.path_of(PLATFORM, "x"), golden)
+    return golden
 
 
-def test_record_merge_bless_find(folders):
+def test_merged_sessions_are_found_by_their_key(folders):
     golden = blessed(folders)
     assert golden.metrics["output_tok_s"].sessions == [[100.0, 101.0, 99.0]] * 2
     assert golden.controls["host_s"] == [[1.0, 1.1]] * 2
-    assert (golden.blessing.by, golden.blessing.reason, golden.blessing.supersedes) == ("somebody", "first", None)
+    assert golden.recorded == ["2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"]
     found, why = goldens.find("x", goldens.key_of(record()))
     assert found == golden and why == ""
-    goldens.bless("x", "second", "somebody")
-    assert goldens.read(goldens.path_of(PLATFORM, "x")).blessing.supersedes == "2026-01-01T00:00:00+00:00"
 
 
 def test_a_golden_is_stable_under_rewriting(folders):
@@ -63,7 +62,7 @@ def test_a_golden_is_stable_under_rewriting(folders):
 @pytest.mark.parametrize("changes, why", [
     ({"work_sha256": "other"}, "was recorded with other parameters"),
     ({"prompts_sha256": "other"}, "was recorded with other prompts"),
-    ({"machine": {"platform": "Other"}}, f"no golden of 'x' for 'Other'; the nearest with one is '{PLATFORM}'"),
+    ({"machine": record()["machine"] | {"platform": "Other"}}, f"no golden of 'x' for 'Other'; the nearest with one is '{PLATFORM}'"),
 ])
 def test_another_key_is_no_golden(folders, changes, why):
     blessed(folders)
@@ -78,9 +77,13 @@ def test_without_any_golden(folders):
 @pytest.mark.parametrize("damage, message", [
     (lambda text: text[: len(text) // 2], "not readable as JSON"),
     (lambda text: text.replace("100.0", "NaN", 1), "key 'metrics."),
-    (lambda text: text.replace('"schema_version": 1', '"schema_version": 99'), "key 'schema_version' is 99; expected 1"),
+    (lambda text: text.replace('"schema_version": 2', '"schema_version": 99'), "key 'schema_version' is 99; expected 2$"),
+    (lambda text: text.replace('"schema_version": 2', '"schema_version": 1'), "key 'schema_version' is 1; expected 2, so record and bless it again"),
+    (lambda text: text.replace('"run": "x"', '"run": "y"'), "key 'run' is 'y'; expected 'x'"),
+    (lambda text: json.dumps(json.loads(text) | {"blessing": None}), "key 'blessing' is null; expected a golden that was blessed"),
+    (lambda text: json.dumps(json.loads(text) | {"extra": 1}), "key 'extra': Extra inputs are not permitted"),
     (lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "controls"}), "key 'controls': Field required"),
-    (lambda text: "[]", "key 'schema_version' is 'list'; expected 1"),
+    (lambda text: "[]", "key 'schema_version' is 'list'; expected 2"),
 ])
 def test_a_damaged_golden_is_refused(folders, damage, message):
     blessed(folders)
@@ -90,24 +93,33 @@ def test_a_damaged_golden_is_refused(folders, damage, message):
         goldens.find("x", goldens.key_of(record()))
 
 
+def test_a_golden_in_another_platforms_folder_is_no_golden(folders):
+    golden = blessed(folders)
+    goldens.write(goldens.path_of("Other", "x"), golden)
+    found, why = goldens.find("x", goldens.Key(work="w", prompts="p", platform="Other"))
+    assert found is None and why == f"the golden of 'x' kept for 'Other' was recorded on '{PLATFORM}'"
+
+
+def test_a_golden_that_could_not_be_read_again_is_not_written(folders):
+    golden = session()
+    golden.metrics["output_tok_s"].sessions[0][0] = float("nan")
+    with pytest.raises(BadInput, match="not written: key 'metrics.output_tok_s.sessions.0.0': Input should be a finite number"):
+        goldens.write(candidates.path_of("x"), golden)
+    assert not candidates.path_of("x").exists()
+
+
 def test_sessions_of_other_subjects_do_not_merge():
-    with pytest.raises(BadInput, match="differ in what was run"):
-        goldens.merge(session(), session(subject={"weights_sha256": "other"}))
+    with pytest.raises(BadInput, match="differ in what was run: weights_sha256 is 'other' and not 'h'; expected"):
+        goldens.merge(session(), session(subject=record()["subject"] | {"weights_sha256": "other"}))
+    with pytest.raises(BadInput, match="prompts is 'other' and not 'p'"):
+        goldens.merge(session(), session(prompts_sha256="other"))
 
 
-def test_blessing_wants_a_reason_and_a_candidate(folders):
-    with pytest.raises(BadInput, match="REASON is empty"):
-        goldens.bless("x", "  ", "somebody")
-    with pytest.raises(BadInput, match="no candidate; expected `make record RUN=x` first"):
-        goldens.bless("x", "because", "somebody")
-
-
-def test_goldens_that_cannot_be_written(folders, monkeypatch):
-    goldens.write(goldens.candidate_path("x"), session())
-    (folders / "file").touch()
-    monkeypatch.setenv("GOLDBOOK_GOLDENS", str(folders / "file"))
-    with pytest.raises(BadInput, match="cannot be written .* GOLDBOOK_GOLDENS names another"):
-        goldens.bless("x", "because", "somebody")
+def test_a_metric_that_one_session_lacks_is_left_out():
+    other = session()
+    del other.metrics["requests_s"]
+    merged = goldens.merge(session(), other)
+    assert "requests_s" not in merged.metrics and len(merged.metrics["output_tok_s"].sessions) == 2
 
 
 def test_metrics_that_were_not_measured_are_not_kept():
@@ -118,7 +130,7 @@ def test_metrics_that_were_not_measured_are_not_kept():
 
 
 def test_differences_are_listed(folders):
-    rows = goldens.differences(blessed(folders), record(machine={"platform": PLATFORM, "kernel": "6.2"}, subject={"weights_sha256": "h", "packages": {"vllm": "2"}}))
+    rows = goldens.differences(blessed(folders), record(machine=record()["machine"] | {"kernel": "6.2", "visit": "another"}, subject={"weights_sha256": "h", "packages": {"vllm": "2"}}))
     assert rows == [{"what": "machine.kernel", "golden": "6.1", "now": "6.2"}, {"what": "packages.vllm", "golden": "1", "now": "2"}]
 
 
@@ -204,6 +216,18 @@ def test_the_metric_table_has_every_metric(folders):
     table = results.metric_table(by_repetition(), blessed(folders))
     assert set(table) == set(metrics.METRICS)
     assert table["output_tok_s"]["sessions"] == [[100.0, 101.0, 99.0]] and table["output_tok_s"]["golden_median"] == 100.0
+
+
+def test_a_golden_metric_that_the_run_lacks_is_in_the_table(folders):
+    table = results.metric_table(by_repetition().drop(columns="requests_s"), blessed(folders))
+    assert (table["requests_s"]["sessions"], table["requests_s"]["median"], table["requests_s"]["golden_median"]) == ([], None, 100.0)
+
+
+def test_suspects_stand_beside_a_verdict_that_wants_them():
+    rows = [{"what": w, "golden": "a", "now": "b"} for w in ("machine.kernel", "packages.vllm", "driver")]
+    assert results.with_suspects("REGRESSED", "slower", rows) == "slower. Not as they were for the golden: kernel, packages.vllm, driver"
+    assert results.with_suspects("INCONCLUSIVE", "who knows", rows * 2).endswith("driver, kernel and 2 more")
+    assert results.with_suspects("PASSED", "fine", rows) == "fine" and results.with_suspects("REGRESSED", "slower", []) == "slower"
 
 
 def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):

@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--set", default="", help='other parameters: "n=8 engine_args.max_num_seqs=64"')
         if name == "record":
             command.add_argument("--sessions", type=int, default=3, help="engine sessions (default 3)")
+            command.add_argument("--add", action="store_true", help="put them to the candidate that is there")
         if name == "ab":
             for side in ("a", "b"):
                 command.add_argument(f"--{side}", default="", metavar="SET", help=f"what {side.upper()} changes, as in --set (default: nothing)")
@@ -56,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     command = add("bless", _bless, "make the candidate the golden")
     command.add_argument("run")
     command.add_argument("--reason", required=True, help="why, in a sentence")
+    command.add_argument("--accept-regression", action="store_true", help="although it is worse than what it replaces")
+    command = add("schema", _schema, "the JSON Schema of a kind of file")
+    command.add_argument("name", choices=["golden", "result"])
     command = add("diff", _diff, "hold one stored run against another, with the rule of the goldens")
     command.add_argument("a", help="the one to compare with: name of a run, folder of a stored run, or file of a golden")
     command.add_argument("b", help="the one that is judged, likewise")
@@ -112,10 +116,15 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _record(args: argparse.Namespace) -> int:
-    from workbook import runner
-    path = _executing(lambda: runner.record(args.run, _overrides(args), args.sessions))
-    print(f"candidate: {path}\nmake it the golden with: make bless RUN={args.run} REASON=\"...\"", file=sys.stderr)
-    return 0
+    from workbook import candidates, recording
+    done = _executing(lambda: recording.record(args.run, _overrides(args), args.sessions, args.add))
+    print(f"candidate: {candidates.path_of(args.run)}, {len(done.sessions)} sessions", file=sys.stderr)
+    for problem in done.problems:
+        print(f"cannot be blessed: {problem}", file=sys.stderr)
+    missing = "; ".join(candidates.shortage(done))
+    if not done.problems:
+        print(missing or f"make it the golden with: make bless RUN={args.run} REASON=\"...\"", file=sys.stderr)
+    return 2 if done.problems else 0
 
 
 def _ab(args: argparse.Namespace) -> int:
@@ -136,9 +145,15 @@ def _executing(work):
 
 
 def _bless(args: argparse.Namespace) -> int:
-    from workbook import goldens
+    from workbook import candidates
     by = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True).stdout.strip() or os.environ.get("USER", "unknown")
-    print(f"golden: {goldens.bless(args.run, args.reason, by)}", file=sys.stderr)
+    print(f"golden: {candidates.bless(args.run, args.reason, by, accept_regression=args.accept_regression)}", file=sys.stderr)
+    return 0
+
+
+def _schema(args: argparse.Namespace) -> int:
+    from workbook import schemas
+    print(schemas.json_schema(args.name), end="")
     return 0
 
 

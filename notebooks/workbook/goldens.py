@@ -1,19 +1,22 @@
 """Goldens: blessed baselines, one JSON a run and platform, found by what was asked and where."""
-import datetime
 import difflib
 import math
-import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from workbook import files, metrics, paths
+from workbook import files, metrics, paths, platforms
 from workbook.errors import BadInput
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+
+TOLD_ELSEWHERE = ("machine.packages", "machine.git.commit", "machine.driver", "machine.visit")
+"""What of the environment the subject has too, or what differs at every visit."""
 
 
 class Part(BaseModel):
@@ -42,17 +45,46 @@ class Sequence(Part):
     logprobs: list[float]
 
 
+class Session(Part):
+    """Where one session's samples come from.
+
+    `visit` tells hosts and their boots apart without naming them; `dirty` is whether the checkout had uncommitted changes.
+    """
+    finished: str
+    visit: str
+    commit: str
+    dirty: bool
+
+
 class Blessing(Part):
-    """Who made this the golden, when and why, and what it replaced."""
+    """Who made this the golden, when and why, and the SHA-256 of the file that it replaced."""
     by: str
     when: str
     reason: str
     supersedes: str | None = None
 
 
+class Anchor(Part):
+    """The first golden of this key, from which drift over many blessings is counted: its medians by metric."""
+    recorded: str
+    blessed: str
+    medians: dict[str, float]
+
+
+class Blessed(Part):
+    """One link of the chain of goldens of this key: when it was blessed, why, and the means of its gated metrics."""
+    when: str
+    by: str
+    reason: str
+    means: dict[str, float]
+
+
 class Golden(Part):
-    """A baseline: key, subject, soft environment, controls, samples, correctness and sequences."""
-    schema_version: int = SCHEMA_VERSION
+    """A baseline: key, subject, soft environment, controls, samples, correctness and sequences.
+
+    A candidate is the same before it is blessed: without blessing, anchor and history, and perhaps with problems.
+    """
+    schema_version: Literal[2] = SCHEMA_VERSION
     run: str
     key: Key
     subject: dict[str, Any]
@@ -61,18 +93,21 @@ class Golden(Part):
     metrics: dict[str, Samples]
     correct: list[list[bool]] | None
     sequences: list[Sequence]
-    recorded: list[str]
+    sessions: list[Session]
     blessing: Blessing | None = None
+    anchor: Anchor | None = None
+    history: list[Blessed] = []
+    problems: list[str] = []
+
+    @property
+    def recorded(self) -> list[str]:
+        """When each session ended."""
+        return [session.finished for session in self.sessions]
 
 
 def path_of(platform: str, run: str) -> Path:
     """File of a golden."""
     return paths.goldens() / platform / f"{run}.json"
-
-
-def candidate_path(run: str) -> Path:
-    """File of a candidate: recorded, not yet blessed."""
-    return paths.reports() / "candidates" / f"{run}.json"
 
 
 def read(path: Path) -> Golden:
@@ -84,19 +119,25 @@ def read(path: Path) -> Golden:
     values = files.read_json(path)
     if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
         found = values.get("schema_version") if isinstance(values, dict) else type(values).__name__
-        raise BadInput(f"{path}: key 'schema_version' is {found!r}; expected {SCHEMA_VERSION}")
+        raise BadInput(f"{path}: key 'schema_version' is {found!r}; expected {SCHEMA_VERSION}"
+                       + (", so record and bless it again" if isinstance(found, int) and found < SCHEMA_VERSION else ""))
     try:
         return Golden(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise BadInput(f"{path}: key '{'.'.join(map(str, first['loc']))}': {first['msg']}; expected a complete golden") from None
+        raise BadInput(f"{path}: {first_error(error)}; expected a complete golden") from None
+
+
+def first_error(error: ValidationError) -> str:
+    """The first thing that is wrong with a file: the key and what about it."""
+    first = error.errors()[0]
+    return f"key '{'.'.join(map(str, first['loc']))}': {first['msg']}"
 
 
 def find(run: str, key: Key) -> tuple[Golden | None, str]:
     """The golden for this run, work and platform, or None with a sentence that says why there is none.
 
     Raises:
-        BadInput: there is one and it cannot be read.
+        BadInput: there is one that cannot be read, was never blessed, or is another run's.
     """
     path = path_of(key.platform, run)
     if not path.exists():
@@ -105,6 +146,12 @@ def find(run: str, key: Key) -> tuple[Golden | None, str]:
         known = f"the nearest with one is '{nearest[0]}'" if nearest else "no platform has one"
         return None, f"no golden of '{run}' for '{key.platform}'; {known}"
     golden = read(path)
+    if golden.run != run:
+        raise BadInput(f"{path}: key 'run' is '{golden.run}'; expected '{run}'")
+    if golden.blessing is None:
+        raise BadInput(f"{path}: key 'blessing' is null; expected a golden that was blessed (make bless)")
+    if golden.key.platform != key.platform:
+        return None, f"the golden of '{run}' kept for '{key.platform}' was recorded on '{golden.key.platform}'"
     if golden.key.work != key.work:
         return None, f"the golden of '{run}' for '{key.platform}' was recorded with other parameters"
     if golden.key.prompts != key.prompts:
@@ -128,25 +175,27 @@ def session_of(record: dict[str, Any], by_repetition: pd.DataFrame,
         sequences: golden token sequences with their log-probabilities.
     """
     found = {name: metrics.sessions(by_repetition, name) for name in by_repetition}
-    samples = {name: Samples(unit=metrics.kind(name).unit, direction=metrics.kind(name).direction, sessions=[[_rounded(v) for v in s] for s in values])
+    samples = {name: Samples(unit=metrics.kind(name).unit, direction=metrics.kind(name).direction, sessions=[[rounded(v) for v in s] for s in values])
                for name, values in found.items() if np.isfinite(np.concatenate(values)).all()}
     return Golden(
         run=record["params"]["run"], key=key_of(record), subject=record["subject"], environment=record["machine"],
-        controls={name: [[_rounded(v) for v in values]] for name, values in record["controls"].items()},
+        controls={name: [[rounded(v) for v in values]] for name, values in record["controls"].items()},
         metrics=samples, correct=None if scores is None else correctness(scores).tolist(),
-        sequences=[Sequence(**s | {"logprobs": [round(x, 5) for x in s["logprobs"]]}) for s in sequences], recorded=[record["finished"]])
+        sequences=[Sequence(**s | {"logprobs": [round(x, 5) for x in s["logprobs"]]}) for s in sequences],
+        sessions=[Session(finished=record["finished"], visit=record["machine"]["visit"], **record["machine"]["git"])])
 
 
 def merge(first: Golden, *others: Golden) -> Golden:
-    """Sessions of the same work on the same platform and subject, pooled; answers and sequences are the first's, and
-    a metric that one of them lacks is left out.
+    """Sessions of the same work on the same platform and subject, pooled; answers and sequences are the first's.
+
+    A metric that one of the sessions lacks is left out: its samples would not be those of all sessions.
 
     Raises:
         BadInput: the sessions are not comparable.
     """
     for other in others:
-        if other.key != first.key or other.subject != first.subject:
-            raise BadInput(f"sessions of '{first.run}' differ in what was run: {other.key} {other.subject}; expected {first.key} {first.subject}")
+        if found := unlike(first, other.key, other.subject):
+            raise BadInput(f"sessions of '{first.run}' differ in what was run: {'; '.join(found)}; expected sessions of one key and subject")
     merged = first.model_copy(deep=True)
     merged.metrics = {name: samples for name, samples in merged.metrics.items() if all(name in other.metrics for other in others)}
     for other in others:
@@ -154,46 +203,37 @@ def merge(first: Golden, *others: Golden) -> Golden:
             samples.sessions += other.metrics[name].sessions
         for name, sessions in merged.controls.items():
             sessions += other.controls[name]
-        merged.recorded += other.recorded
+        merged.sessions += other.sessions
     return merged
 
 
-def bless(run: str, reason: str, by: str) -> Path:
-    """Make the candidate of a run the golden of its platform.
-
-    Raises:
-        BadInput: no reason, or no candidate.
-    """
-    if not reason.strip():
-        raise BadInput("REASON is empty; expected a sentence that says why this becomes the golden")
-    path = candidate_path(run)
-    if not path.exists():
-        raise BadInput(f"{path}: no candidate; expected `make record RUN={run}` first")
-    candidate = read(path)
-    place = path_of(candidate.key.platform, run)
-    previous = read(place).recorded[0] if place.exists() else None
-    candidate.blessing = Blessing(by=by, when=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                                  reason=reason, supersedes=previous)
-    try:
-        keep(place)
-        write(place, candidate)
-    except OSError as error:
-        raise BadInput(f"{place}: cannot be written ({error.strerror}); expected a writable folder, GOLDBOOK_GOLDENS names another") from None
-    return place
-
-
-def keep(path: Path) -> None:
-    """Copy a golden or candidate that is about to be replaced to `reports/history/goldens/`."""
-    if path.exists():
-        name = f"{path.stem}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S.%fZ}.json"
-        place = paths.reports() / "history" / "goldens" / path.parent.name / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, place)
+def unlike(golden: Golden, key: Key, subject: dict[str, Any]) -> list[str]:
+    """What sets another key and subject apart, a phrase each; the parts of the subject that are not given are not
+    compared, and two commits between which the code did not change are one."""
+    found = [f"{name} is {now!r} and not {before!r}" for name, before in golden.key.model_dump().items() if (now := getattr(key, name)) != before]
+    before = _flat({name: golden.subject.get(name) for name in subject})
+    after = _flat(subject)
+    return found + [f"{name} is {after.get(name)!r} and not {before.get(name)!r}" for name in sorted(before | after)
+                    if before.get(name) != after.get(name) and not (name == "commit" and platforms.same_code(before.get(name), after.get(name)))]
 
 
 def write(path: Path, golden: Golden) -> None:
-    """Write a golden in one step; the same golden always gives the same bytes."""
-    files.write_json(path, golden.model_dump(mode="json"))
+    """Write a golden in one step; the same golden always gives the same bytes.
+
+    Raises:
+        BadInput: it is not one that could be read again.
+    """
+    values = golden.model_dump(mode="json")
+    try:
+        Golden.model_validate(values)
+    except ValidationError as error:
+        raise BadInput(f"{path}: not written: {first_error(error)}; expected a complete golden") from None
+    files.write_json(path, values)
+
+
+def mean(sessions: Iterable[list[float]]) -> float:
+    """The mean that the verdict's rule compares: of the logs, over the sessions' means, as a value of the metric."""
+    return float(np.exp(np.mean([np.mean(np.log(samples)) for samples in sessions])))
 
 
 def correctness(scores: pd.DataFrame) -> np.ndarray:
@@ -218,7 +258,7 @@ def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
     before = flat(golden.subject) | flat({"machine": golden.environment})
     after = flat(record["subject"]) | flat({"machine": record["machine"]})
     return [{"what": name, "golden": str(before.get(name, "absent")), "now": str(after.get(name, "absent"))}
-            for name in sorted(before | after) if before.get(name) != after.get(name) and not name.startswith(("machine.packages", "machine.git.commit"))]
+            for name in sorted(before | after) if before.get(name) != after.get(name) and not name.startswith(TOLD_ELSEWHERE)]
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -229,6 +269,6 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _rounded(value: float) -> float:
-    """Six significant digits: more than any clock gives, and a git diff that can be read."""
-    return float(f"{value:.6g}") if math.isfinite(value) else value
+def rounded(value: float, digits: int = 6) -> float:
+    """So many significant digits: six are more than any clock gives, and make a git diff that can be read."""
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else value

@@ -148,6 +148,12 @@ def sessions(by_repetition: pd.DataFrame, name: str) -> list[list[float]]:
     return [list(group.iloc[:1] if kind(name).once else group) for group in groups]
 
 
+def lacking(by_repetition: pd.DataFrame, names: Iterable[str]) -> list[str]:
+    """Those of some metrics that were not measured in every repetition (or once a session, as they are)."""
+    measured = {name: sessions(by_repetition, name) for name in names}
+    return [name for name, values in measured.items() if not values or not np.isfinite(np.concatenate(values)).all()]
+
+
 def table(by_repetition: pd.DataFrame) -> pd.DataFrame:
     """For reading: a row per metric with its unit, a column per repetition, and the definition."""
     values = {f"repetition {number}": by_repetition.loc[(session, number)].to_numpy() for session, number in by_repetition.index}

@@ -7,10 +7,17 @@ import pandas as pd
 
 from workbook import accuracy, bands, controls, drift, goldens, metrics, scaling, verdicts
 from workbook.params import Exam, Gate
+from workbook.schemas import RESULT_VERSION
 from workbook.scraps import plain
 from workbook.validity import Completeness
 
-SCHEMA_VERSION = 1
+SUSPECTS = 4
+"""How many differences from the golden the first screen names."""
+
+
+def prior_sd(name: str) -> float:
+    """How much sessions are taken to differ in a metric before any is seen."""
+    return verdicts.ONCE_PRIOR_SD if metrics.kind(name).once else verdicts.PRIOR_SD
 
 
 def judge_metric(name: str, gate: Gate, golden: goldens.Golden, sessions: list[list[float]]) -> dict[str, Any]:
@@ -26,8 +33,7 @@ def judge_metric(name: str, gate: Gate, golden: goldens.Golden, sessions: list[l
         return {"status": "INVALID", "sentence": f"{name} is gated and could not be measured"}
     if gate.rule == "band":
         return _judge_band(name, gate, known, sessions)
-    verdict = verdicts.judge(known.sessions, sessions, direction=known.direction, delta=gate.delta, margin=gate.margin,
-                             prior_sd=verdicts.ONCE_PRIOR_SD if metrics.kind(name).once else verdicts.PRIOR_SD)
+    verdict = verdicts.judge(known.sessions, sessions, direction=known.direction, delta=gate.delta, margin=gate.margin, prior_sd=prior_sd(name))
     shifts = [verdicts.change(x, known.direction) * 100 for x in (verdict.effect, verdict.low, verdict.high)]
     sentence = (f"{name} {shifts[0]:+.1f} % against the golden ({verdict.confidence * 100:.0f} % interval {min(shifts[1:]):+.1f} to {max(shifts[1:]):+.1f} %; "
                 f"a loss of {abs(verdicts.change(verdict.smallest_visible, known.direction)) * 100:.1f} % would have been seen)")
@@ -70,6 +76,15 @@ def verdict_of(validity: Completeness, golden: goldens.Golden | None, no_golden:
     parts += [(p["status"], p["sentence"]) for p in (right, drifted) if p]
     status = verdicts.overall([s for s, _ in parts])
     return status, "; ".join(sentence for s, sentence in parts if s == status)
+
+
+def with_suspects(status: str, sentence: str, differences: list[dict[str, str]]) -> str:
+    """The sentence of a run, and what differs from the golden (`goldens.differences`) where that may be the cause."""
+    if status not in ("REGRESSED", "IMPROVED", "INCONCLUSIVE") or not differences:
+        return sentence
+    names = [row["what"].removeprefix("machine.") for row in differences]
+    rest = f" and {len(names) - SUSPECTS} more" if len(names) > SUSPECTS else ""
+    return f"{sentence}. Not as they were for the golden: {', '.join(names[:SUSPECTS])}{rest}"
 
 
 def judge_accuracy(scores: pd.DataFrame, golden: goldens.Golden | None) -> dict[str, Any]:
@@ -129,14 +144,15 @@ def _count(number: int, what: str) -> str:
 
 
 def metric_table(by_repetition: pd.DataFrame, golden: goldens.Golden | None) -> dict[str, dict]:
-    """Samples, median and golden median of every metric, for `result.json`."""
+    """Samples, median and golden median of every metric of the run or its golden, for `result.json`."""
     table = {}
-    for name in by_repetition:
-        kind, known = metrics.kind(name), golden.metrics.get(name) if golden else None
+    for name in dict.fromkeys([*by_repetition, *(golden.metrics if golden else [])]):
+        known = golden.metrics.get(name) if golden else None
+        kind = metrics.kind(name) if name in by_repetition else known
         table[name] = {
             "unit": kind.unit, "direction": kind.direction,
             "sessions": metrics.sessions(by_repetition, name),
-            "median": by_repetition[name].median(),
+            "median": by_repetition[name].median() if name in by_repetition else None,
             "golden_sessions": known.sessions if known else None,
             "golden_median": float(np.median(np.concatenate(known.sessions))) if known else None,
         }
@@ -147,14 +163,14 @@ def complete(exam: Exam, record: dict, status: str, sentence: str, questions: li
              drifted: dict | None, machine: dict | None, validity: Completeness, golden: goldens.Golden | None, scaled: dict | None = None) -> dict[str, Any]:
     """The result of a run that got to its comparison."""
     return plain({
-        "schema_version": SCHEMA_VERSION, "run": exam.run, "title": exam.title, "status": status, "sentence": sentence, "stopped_in": None,
+        "schema_version": RESULT_VERSION, "run": exam.run, "title": exam.title, "status": status, "sentence": sentence, "stopped_in": None,
         "finished": record["finished"], "platform": record["machine"]["platform"], "questions": questions, "metrics": table, "gates": gated,
         "accuracy": right, "drift": drifted, "controls": machine, "validity": asdict(validity), "load_s": record["load_s"], "scaling": scaled,
         "subject": record["subject"], "params": record["params"],
-        "golden": golden and {"recorded": golden.recorded, "blessing": golden.blessing and golden.blessing.model_dump()}})
+        "golden": golden and golden.model_dump(mode="json", include={"blessing", "anchor", "history"}) | {"recorded": golden.recorded}})
 
 
 def stopped(run: str, status: str, sentence: str, exam: Exam | None = None, stage: str | None = None) -> dict[str, Any]:
     """The result of a run that did not get to its comparison (INVALID) or was not started (SKIPPED)."""
-    return plain({"schema_version": SCHEMA_VERSION, "run": run, "title": exam.title if exam else "", "status": status,
+    return plain({"schema_version": RESULT_VERSION, "run": run, "title": exam.title if exam else "", "status": status,
                   "sentence": sentence, "stopped_in": stage, "questions": [], "metrics": {}, "gates": {}})

@@ -9,14 +9,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from workbook import exams, executor, files, models, pages, paths, platforms, results, runs, summary, verdicts
+from workbook import exams, executor, files, models, pages, paths, platforms, results, runs, schemas, summary, verdicts
 from workbook.errors import BadInput
 from workbook.exams import Written
 from workbook.params import Exam
 
 LOCK_HELP = "expected one at a time; wait for it, or set GOLDBOOK_REPORTS to another folder"
-
-RECORD_REPETITIONS = 5
 
 
 class Reports:
@@ -100,16 +98,16 @@ def _take(exam: Exam, folder: Path) -> str:
         try:
             problem = run_stage(exam, stage, folder)
         except KeyboardInterrupt:
-            files.write_json(folder / "result.json", results.stopped(exam.run, "INVALID", f"interrupted in {stage}.ipynb", exam, stage))
+            schemas.write_result(folder / "result.json", results.stopped(exam.run, "INVALID", f"interrupted in {stage}.ipynb", exam, stage))
             summary.write(summary.collect(), paths.reports())
             raise
         if problem:
-            files.write_json(folder / "result.json", results.stopped(exam.run, "INVALID", f"{stage}.ipynb failed: {problem}", exam, stage))
+            schemas.write_result(folder / "result.json", results.stopped(exam.run, "INVALID", f"{stage}.ipynb failed: {problem}", exam, stage))
             break
-    result = files.read_json(folder / "result.json")
-    files.write_json(folder / "result.json", result | {"seconds": round(time.monotonic() - began, 1)})
+    result = schemas.read_result(folder / "result.json")
+    schemas.write_result(folder / "result.json", result | {"seconds": round(time.monotonic() - began, 1)})
     for stage in runs.STAGES:
-        _write_page(exam, stage, folder)
+        write_page(exam, stage, folder)
     say(f"  {result['status']}: {result['sentence']}")
     return result["status"]
 
@@ -144,38 +142,13 @@ def summary_only(strict: bool = False) -> int:
         return _report(summary.statuses(summary.collect()), strict)
 
 
-def record(name: str, overrides: Written | None, sessions: int) -> Path:
-    """Measure a candidate golden over several engine sessions; returns its file.
-
-    Each session is a complete run in fresh kernels, of `RECORD_REPETITIONS` repetitions or as many as the
-    overrides say; its results are kept in the history.
-
-    Raises:
-        BadInput: as `run`, or a session failed or was invalid.
-    """
-    from workbook import goldens
-    more = Written({"repetitions": RECORD_REPETITIONS}, {})
-    exam = exams.load(name, overrides.over(more) if overrides else more)
-    platforms.require(exam)
-    models.resolve(exam)
-    done = []
-    with Reports():
-        for number in range(1, sessions + 1):
-            say(f"\n{exam.run}: session {number} of {sessions}")
-            runs.set_aside(exam.run)
-            folder = runs.start(exam.run)
-            for stage in runs.STAGES:
-                if problem := run_stage(exam, stage, folder):
-                    raise BadInput(f"run '{exam.run}' cannot be recorded: {stage}.ipynb failed: {problem}")
-                _write_page(exam, stage, folder)
-            result = files.read_json(folder / "result.json")
-            if result["status"] == "INVALID":
-                raise BadInput(f"run '{exam.run}' cannot be recorded: {result['sentence']}")
-            done.append(goldens.read(folder / "session.json"))
-        path = goldens.candidate_path(name)
-        goldens.keep(path)
-        goldens.write(path, goldens.merge(*done))
-    return path
+def write_page(exam: Exam, stage: str, folder: Path) -> None:
+    """Make the HTML of a run's executed notebook, if there is one."""
+    source = folder / f"{stage}.ipynb"
+    if source.exists():
+        nav = [("← summary", "../../index.html")]
+        nav += [(s, "" if s == stage else f"{s}.html") for s in runs.STAGES if (folder / f"{s}.ipynb").exists()]
+        pages.write(source, folder / f"{stage}.html", f"{exam.run} · {stage}", nav)
 
 
 def say(text: str) -> None:
@@ -199,16 +172,8 @@ def _stop(run: str, status: str, sentence: str, exam: Exam | None = None) -> str
     say(f"  {run}: {status}: {sentence}")
     runs.set_aside(run)
     folder = runs.start(run)
-    files.write_json(folder / "result.json", results.stopped(run, status, sentence, exam))
+    schemas.write_result(folder / "result.json", results.stopped(run, status, sentence, exam))
     return status
-
-
-def _write_page(exam: Exam, stage: str, folder: Path) -> None:
-    source = folder / f"{stage}.ipynb"
-    if source.exists():
-        nav = [("← summary", "../../index.html")]
-        nav += [(s, "" if s == stage else f"{s}.html") for s in runs.STAGES if (folder / f"{s}.ipynb").exists()]
-        pages.write(source, folder / f"{stage}.html", f"{exam.run} · {stage}", nav)
 
 
 def _report(statuses: list[str], strict: bool) -> int:

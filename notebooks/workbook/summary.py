@@ -3,7 +3,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-from workbook import exams, files, metrics, paths, results, verdicts
+from workbook import exams, files, metrics, paths, results, schemas, verdicts
 from workbook.errors import BadInput
 from workbook.runs import STAGES
 
@@ -22,7 +22,7 @@ def _result(run: str) -> dict[str, Any]:
     if not path.exists():
         return results.stopped(run, "NOT_RUN", "has not been run on this machine")
     try:
-        return files.read_json(path)
+        return schemas.read_result(path)
     except BadInput as error:
         return results.stopped(run, "INVALID", str(error))
 
@@ -42,11 +42,27 @@ def history() -> list[dict[str, Any]]:
     rows = []
     for path in sorted((paths.reports() / "history").glob("*/*/result.json"), key=lambda p: p.parent.name, reverse=True):
         try:
-            result = files.read_json(path)
+            result = schemas.read_result(path)
         except BadInput as error:
             result = results.stopped(path.parent.parent.name, "INVALID", str(error))
         rows.append({"run": result["run"], "finished": result.get("finished") or "–", "status": result["status"],
                      "output tok/s": throughput(result).get("median"), "kept in": str(path.parent.relative_to(paths.reports()))})
+    return rows
+
+
+def chains(found: list[dict[str, Any]]) -> list[tuple[str, str, str, list[tuple[str, float]], float | None]]:
+    """The chains of goldens that were blessed more than once, one for each gated metric of a run.
+
+    Returns:
+        Run, metric, unit, (time, mean) of each blessing, and the median of the run's own samples.
+    """
+    rows = []
+    for result in found:
+        history = (result.get("golden") or {}).get("history", [])
+        for name, metric in result["metrics"].items():
+            points = [(link["when"], link["means"][name]) for link in history if name in link["means"]]
+            if len(points) > 1:
+                rows.append((result["run"], name, metric["unit"], points, metric["median"]))
     return rows
 
 

@@ -29,7 +29,7 @@ class Completeness:
 
 
 def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weights: str, cached: float,
-          logprobs: Sequence[Sequence[float | None]] = (), behind: Sequence[str] = (), disturbed: Sequence[str] = ()) -> Completeness:
+          logprobs: Sequence[Sequence[float | None]] = (), behind: Sequence[str] = (), disturbed: Sequence[str] = (), lacking: Sequence[str] = ()) -> Completeness:
     """Check a session's rows against what the exam asked for.
 
     Args:
@@ -39,6 +39,7 @@ def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weig
         logprobs: log-probabilities of fixed sequences, None where they are not finite.
         behind: sentences of a load generator that fell behind its own schedule.
         disturbed: sentences of what disturbed the accelerators while measuring (`telemetry.disturbances`).
+        lacking: gated metrics that were not measured in every repetition.
     """
     expected = exam.requests_a_repetition * exam.repetitions
     done = requests[requests.finish_reason.isin(FINISHED) & (requests.output_tokens > 0)]
@@ -55,6 +56,7 @@ def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weig
     if done[["first_token_s", "last_token_s"]].isna().any(axis=None):
         problems.append("the engine gave no times for some requests")
     problems += dict.fromkeys([*behind, *disturbed])
+    problems += [f"{name} is gated and could not be measured" for name in lacking]
     replicas = exam.replicas if exam.engine == "server" else exam.engine_args.get("data_parallel_size", 1) if exam.engine == "async" else 1
     if len(requests) >= 4 * replicas and (idle := sorted(set(range(replicas)) - set(done.replica))):
         problems.append(f"{_which(idle)} of {replicas} answered nothing: it is dead, or no request reaches it")

@@ -111,7 +111,7 @@ def compare(golden: Side, new: Side, delta: float, margin: float, prior_sd: floa
     return *_decide(effect, error, df, POOLED if freedom[1] else FIRST_LOOK, delta, margin), np.sqrt(ratio * expected[1])
 
 
-def visible(golden_sessions: list[list[float]], repetitions: int) -> float:
+def visible(golden_sessions: list[list[float]], repetitions: int, prior_sd: float = PRIOR_SD) -> float:
     """The smallest loss, as a fraction of the speed, that `judge` would tell from noise in one new session of so many
     repetitions, if it were like the golden's: t se with the golden's own noise, whatever the margin.
 
@@ -121,7 +121,7 @@ def visible(golden_sessions: list[list[float]], repetitions: int) -> float:
     golden = _side(golden_sessions, "golden", "higher")
     within = golden.squares / max(np.sum(golden.sizes - 1), 1)
     new = Side(golden.means.mean(keepdims=True), within * (repetitions - 1), np.array([repetitions]))
-    return -math.expm1(-_verdict(*compare(golden, new, 0.5, 0.0)).smallest_visible)
+    return -math.expm1(-_verdict(*compare(golden, new, 0.5, 0.0, prior_sd)).smallest_visible)
 
 
 def judge_pairs(a: list[list[float]], b: list[list[float]], *, direction: str,

@@ -1,0 +1,88 @@
+"""Recording: engine sessions one after the other, pooled into a candidate golden."""
+from pathlib import Path
+
+from workbook import candidates, exams, goldens, models, platforms, runner, runs, schemas
+from workbook.errors import BadInput
+from workbook.exams import Written
+from workbook.goldens import Golden
+from workbook.params import Exam
+
+
+def record(name: str, overrides: Written | None = None, sessions: int = candidates.SESSIONS, add: bool = False) -> Golden:
+    """Measure sessions of a run and put them into its candidate, which is written after each of them.
+
+    Each session is a complete run in fresh kernels, of `candidates.REPETITIONS` repetitions or as many as the overrides
+    say; its results are kept in the history. A candidate that was there is kept in the history too.
+
+    Args:
+        add: put the sessions to those of the candidate that is there.
+
+    Returns:
+        The candidate, with the problems that speak against blessing it, if it has enough sessions to tell.
+
+    Raises:
+        BadInput: as `runner.run`; no sessions; uncommitted changes; nothing to add to, or something else; a session failed or was invalid.
+    """
+    if sessions < 1:
+        raise BadInput(f"SESSIONS is {sessions}; expected 1 or more")
+    exam = _exam(name, overrides)
+    path = candidates.path_of(name)
+    candidate = _extended(path, exam) if add else None
+    _refuse_changes()
+    platforms.require(exam)
+    models.resolve(exam)
+    with runner.Reports():
+        candidates.keep(path)
+        for number in range(1, sessions + 1):
+            runner.say(f"\n{exam.run}: session {number} of {sessions}")
+            session = _session(exam, f"{number - 1} of this recording are kept" if number > 1 else "")
+            candidate = goldens.merge(candidate, session) if candidate else session
+            candidate.problems = [] if candidates.shortage(candidate) else candidates.problems(candidate, exam)
+            goldens.write(path, candidate)
+    return candidate
+
+
+def _exam(name: str, overrides: Written | None) -> Exam:
+    """The exam as it is recorded; overrides may change what is under test, not what work is done."""
+    more = Written({"repetitions": candidates.REPETITIONS}, {})
+    exam = exams.load(name, overrides.over(more) if overrides else more)
+    if exam.work_hash() != exams.load(name).work_hash():
+        raise BadInput(f"SET changes the work of run '{name}', and no run without it could be held against such a golden; expected the change in the params file")
+    return exam
+
+
+def _refuse_changes() -> None:
+    if changed := platforms.changed_files():
+        rest = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise BadInput(f"the checkout has uncommitted changes ({', '.join(changed[:3])}{rest}); expected a clean one, so that the golden's commit says what was measured")
+
+
+def _extended(path: Path, exam: Exam) -> Golden:
+    """The candidate that sessions are added to, if they can be: all is compared that is known before an engine starts."""
+    if not path.exists():
+        raise BadInput(f"{path}: no candidate to add to; expected `make record RUN={exam.run}` without ADD=1 first")
+    candidate = goldens.read(path)
+    key = candidate.key.model_copy(update={"work": exam.work_hash(), "platform": platforms.platform_id(exam)})
+    subject = {"model": exam.model, "engine_args": exam.engine_args, "env": exam.env, "packages": platforms.versions(),
+               "driver": platforms.driver(), "commit": platforms.git_state()["commit"]}
+    if found := goldens.unlike(candidate, key, subject):
+        raise BadInput(f"{path}: cannot be added to: {'; '.join(found)}; expected the same key and subject, or a new recording without ADD=1")
+    return candidate
+
+
+def _session(exam: Exam, kept: str) -> Golden:
+    """One complete run as a session of a golden."""
+    runs.set_aside(exam.run)
+    folder = runs.start(exam.run)
+    for stage in runs.STAGES:
+        if problem := runner.run_stage(exam, stage, folder):
+            raise _unrecorded(exam, f"{stage}.ipynb failed: {problem}", kept)
+        runner.write_page(exam, stage, folder)
+    result = schemas.read_result(folder / "result.json")
+    if result["status"] == "INVALID":
+        raise _unrecorded(exam, result["sentence"], kept)
+    return goldens.read(folder / "session.json")
+
+
+def _unrecorded(exam: Exam, why: str, kept: str) -> BadInput:
+    return BadInput(f"run '{exam.run}' cannot be recorded: {why}" + (f"; the sessions before it, {kept}: ADD=1 goes on from there" if kept else ""))

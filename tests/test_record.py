@@ -1,0 +1,216 @@
+"""Recording through the real notebooks against a scripted server, and what the same notebooks make of damaged goldens."""
+import json
+import subprocess
+import sys
+
+import pytest
+import scripted_server
+from conftest import ROOT, command, environment
+from workbook import candidates, exams, files, goldens, params, paths, platforms, recording, runner, runs, schemas, verdicts
+from workbook.errors import BadInput
+
+EXAM = """
+run: quick
+title: "A scripted server"
+engine: endpoint
+endpoint: {url}
+subject: jsonl
+subject_path: {prompts}
+num_prompts: 6
+chat_template: false
+max_tokens: 8
+ignore_eos: true
+load: closed
+concurrency: [2]
+repetitions: 2
+gates: {{output_tok_s@2: {{delta: 0.6, margin: 0.5}}}}
+"""
+# The gate is wide on purpose: what is tested here is the path, on a machine that may be busy.
+GATED = "output_tok_s@2"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A user's folders, a server that runs, and no git, so that changes to this checkout do not matter."""
+    folder = tmp_path_factory.mktemp("record")
+    names = ("params", "goldens", "reports")
+    for name in names:
+        (folder / name).mkdir()
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"word {n}"}) + "\n" for n in range(6)))
+    with pytest.MonkeyPatch.context() as patch, scripted_server.running({"ttft": 0.02, "gap": 0.01}) as server:
+        for name in names:
+            patch.setenv(f"GOLDBOOK_{name.upper()}", str(folder / name))
+        patch.setenv("GIT_DIR", str(folder / "nowhere"))
+        (folder / "params" / "quick.yaml").write_text(EXAM.format(url=server.url, prompts=folder / "prompts.jsonl"))
+        yield folder
+
+
+def call(*words):
+    return subprocess.run(command(*words), env=environment(), capture_output=True, text=True, timeout=400)
+
+
+@pytest.fixture(scope="module")
+def blessed(place):
+    """Two sessions, one added to them, and the candidate blessed."""
+    first = call("record", "quick", "--sessions", "2")
+    partial = candidates.path_of("quick").read_text()
+    refused = call("bless", "quick", "--reason", "too early")
+    added = call("record", "quick", "--sessions", "1", "--add")
+    done = call("bless", "quick", "--reason", "the first one")
+    return first, partial, refused, added, done
+
+
+@pytest.mark.engine
+def test_sessions_are_added_until_there_are_enough(place, blessed):
+    first, partial, refused, added, done = blessed
+    assert first.returncode == 0 and "2 sessions; expected at least 3" in first.stderr, first.stderr
+    assert len(json.loads(partial)["sessions"]) == 2
+    assert refused.returncode == 2 and "cannot be blessed: 2 sessions" in refused.stderr
+    assert added.returncode == 0 and 'make it the golden with: make bless RUN=quick REASON="..."' in added.stderr, added.stderr
+    assert done.returncode == 0, done.stderr
+    (path,) = (place / "goldens").glob("*/quick.json")
+    golden = goldens.read(path)
+    assert [len(s) for s in golden.metrics[GATED].sessions] == [5, 5, 5] and len(golden.sessions) == len(golden.controls["host_s"]) == 3
+    assert golden.recorded == sorted(golden.recorded) and {s.commit for s in golden.sessions} == {"unknown"}
+    assert {s.visit for s in golden.sessions} == {platforms.visit()}
+    assert any(json.loads(p.read_text())["sessions"] == json.loads(partial)["sessions"] for p in (place / "reports" / "history" / "goldens" / "candidates").glob("*.json"))
+
+
+@pytest.fixture
+def whole(place, blessed):
+    """The golden's file, put back after the test, and a function that compares the last session with it again."""
+    (path,) = (place / "goldens").glob("*/quick.json")
+    before = path.read_text()
+
+    def compared():
+        folder, exam = paths.run_folder("quick"), params.check(runs.read_record("quick")["params"])
+        (folder / "result.json").unlink(missing_ok=True)
+        if problem := runner.run_stage(exam, "compare", folder):
+            return "INVALID", problem
+        found = schemas.read_result(folder / "result.json")
+        return found["status"], found["sentence"]
+    yield path, compared
+    for file in path.parent.parent.glob("*/quick.json"):
+        file.unlink()
+    files.write_text(path, before)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("damage, status, said", [
+    (lambda text: text, "PASSED", f"{GATED} "),
+    (lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "metrics"} | {"metrics": {}}), "INVALID", f"{GATED} is gated and the golden does not have it"),
+    (lambda text: text[:900], "INVALID", "not readable as JSON"),
+    (lambda text: text.replace('"sessions": [[', '"sessions": [[NaN, ', 1).replace('"sessions": [\n', '"sessions": [[NaN],\n', 1), "INVALID", "Input should be a finite number"),
+    (lambda text: text.replace('"schema_version": 2', '"schema_version": 1'), "INVALID", "so record and bless it again"),
+    (lambda text: text.replace('"work": "', '"work": "0'), "NO_GOLDEN", "recorded with other parameters"),
+    (lambda text: json.dumps(json.loads(text) | {"key": json.loads(text)["key"] | {"platform": "Other"}}), "NO_GOLDEN", "was recorded on 'Other'"),
+], ids=["whole", "metric dropped", "truncated", "nan", "old version", "other work", "other platform"])
+def test_a_golden_and_its_verdict(whole, damage, status, said):
+    path, compared = whole
+    path.write_text(damage(path.read_text()))
+    found, sentence = compared()
+    assert (found in ("PASSED", "INCONCLUSIVE") if status == "PASSED" else found == status) and said in sentence, (found, sentence)
+    assert verdicts.exit_code([found], strict=True) == (2 if status in ("INVALID", "NO_GOLDEN") else verdicts.STRICT_EXIT_CODES.get(found, 0))
+
+
+@pytest.mark.engine
+def test_a_golden_of_another_platform_is_named(whole):
+    path, compared = whole
+    other = path.parent.parent / "Other CPU x2" / path.name
+    other.parent.mkdir()
+    path.rename(other)
+    status, sentence = compared()
+    assert status == "NO_GOLDEN" and "the nearest with one is 'Other CPU x2'" in sentence
+
+
+@pytest.mark.engine
+def test_a_metric_that_the_run_lacks(whole, place):
+    """A gated one makes the run INVALID, before there is a golden too; another one is listed as missing."""
+    path, compared = whole
+    values = json.loads(path.read_text())
+    values["metrics"]["goodput_s@2"] = values["metrics"]["requests_s@2"]
+    path.write_text(json.dumps(values))
+    compared()
+    assert schemas.read_result(paths.run_folder("quick") / "result.json")["metrics"]["goodput_s@2"]["sessions"] == []
+    record = paths.run_folder("quick") / "run.json"
+    kept = record.read_text()
+    record.write_text(json.dumps(json.loads(kept) | {"params": json.loads(kept)["params"] | {"gates": {"queue_p50_ms@2": {}}}}))
+    try:
+        for golden in (True, False):
+            if not golden:
+                path.unlink()
+            status, sentence = compared()
+            assert status == "INVALID" and "queue_p50_ms@2 is gated and could not be measured" in sentence
+    finally:
+        record.write_text(kept)
+
+
+@pytest.mark.engine
+def test_an_invalid_session_is_not_recorded(place, blessed):
+    before = candidates.path_of("quick").read_text()
+    with scripted_server.running({"ttft": 0.0, "fault": "truncate"}) as broken:
+        done = call("record", "quick", "--sessions", "1", "--add", "--set", f"endpoint={broken.url}")
+    assert done.returncode == 2 and "cannot be recorded: " in done.stderr and "answers are missing or failed" in done.stderr, done.stderr
+    assert candidates.path_of("quick").read_text() == before and not (paths.run_folder("quick") / "session.json").exists()
+
+
+# -- refused before anything starts -------------------------------------------------------------
+
+
+def test_a_changed_checkout_is_refused(place, monkeypatch):
+    monkeypatch.setattr(platforms, "changed_files", lambda: ["a.py", "b.py", "c.py", "d.py"])
+    with pytest.raises(BadInput, match=r"the checkout has uncommitted changes \(a.py, b.py, c.py and 1 more\); expected a clean one"):
+        recording.record("quick")
+
+
+def test_changes_to_goldens_are_none(tmp_path, monkeypatch):
+    monkeypatch.delenv("GIT_DIR", raising=False)
+    for words in (("init", "-q"), ("config", "user.name", "x"), ("config", "user.email", "x@example.org")):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    for name in ("goldens/a.json", "notebooks/b.py", "README.md"):
+        files.write_text(tmp_path / name, "1")
+
+    def commit():
+        subprocess.run(["git", "add", "-A"], cwd=tmp_path, check=True)
+        subprocess.run(["git", "commit", "-qm", "x"], cwd=tmp_path, check=True)
+        return platforms.git_state()["commit"]
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    first = commit()
+    files.write_text(tmp_path / "goldens/a.json", "2")
+    files.write_text(tmp_path / "untracked", "2")
+    assert platforms.changed_files() == [] and platforms.git_state() == {"commit": first, "dirty": False}
+    files.write_text(tmp_path / "README.md", "2")
+    assert platforms.changed_files() == ["README.md"] and platforms.git_state()["dirty"]
+    second = commit()
+    assert platforms.same_code(first, second)
+    files.write_text(tmp_path / "notebooks/b.py", "2")
+    assert not platforms.same_code(first, commit()) and not platforms.same_code(first, "unknown") and not platforms.same_code(None, second)
+
+
+@pytest.mark.parametrize("words, said", [
+    (("--sessions", "0"), "SESSIONS is 0; expected 1 or more"),
+    (("--set", "num_prompts=3"), "SET changes the work of run 'quick'"),
+])
+def test_what_could_not_be_blessed_is_not_recorded(place, words, said):
+    done = call("record", "quick", *words)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_adding_wants_the_same_thing(place, folders):
+    (folders / "params" / "quick.yaml").write_text((place / "params" / "quick.yaml").read_text())
+    with pytest.raises(BadInput, match="no candidate to add to; expected `make record RUN=quick` without ADD=1 first"):
+        recording.record("quick", add=True)
+    exam = exams.load("quick")
+    subject = {"model": "another", "engine_args": {"max_num_seqs": 4}, "env": {}, "packages": platforms.versions(), "driver": platforms.driver(), "commit": platforms.git_state()["commit"]}
+    key = goldens.Key(work="other", prompts="p", platform=platforms.platform_id(exam))
+    goldens.write(candidates.path_of("quick"), goldens.Golden(run="quick", key=key, subject=subject, environment={}, controls={}, metrics={}, correct=None, sequences=[], sessions=[]))
+    with pytest.raises(BadInput, match=r"cannot be added to: work is .* and not 'other'; engine_args.max_num_seqs is None and not 4; model is 'smollm2-135m-instruct' and not 'another'; expected"):
+        recording.record("quick", add=True)
+
+
+def test_make_hands_its_words_on(place):
+    def said(*words):
+        return subprocess.run(["make", "-n", f"PY={sys.executable}", *words], cwd=ROOT, capture_output=True, text=True).stdout
+    assert 'record "x" --sessions "2" --add' in said("record", "RUN=x", "SESSIONS=2", "ADD=1")
+    assert "--add" not in said("record", "RUN=x", "ADD=0") and "--accept" not in said("bless", "RUN=x", "REASON=y")
+    assert 'bless "x" --reason "y" --accept-regression' in said("bless", "RUN=x", "REASON=y", "ACCEPT_REGRESSION=1")
