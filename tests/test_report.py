@@ -70,6 +70,14 @@ def test_a_sweep_is_drawn_over_its_points():
     assert len(plots.sweep({k: v | {"golden_sessions": None} for k, v in table.items()}).axes[0].get_legend().get_texts()) == 1
 
 
+def test_a_chain_of_goldens_is_drawn_with_the_present_run():
+    points = [("2026-01-01T00:00:00+00:00", 100.0), ("2026-02-01T00:00:00+00:00", 98.0)]
+    figure = plots.golden_history("a", "output_tok_s@8", "tok/s", points, 97.0)
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["2026-01-01", "2026-02-01", "now"]
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["golden, mean", "the first one", "this run, median"]
+    assert len(plots.golden_history("a", "output_tok_s", "tok/s", points, None).axes[0].get_legend().get_texts()) == 2
+
+
 def test_earlier_results_are_kept(folders):
     for value in (1, 2, 3):
         folder = runs.start("a")

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from workbook.metrics import THROUGHPUT, headline
+from workbook.metrics import THROUGHPUT, headline, kind
 
 matplotlib.style.use("petroff10")
 
@@ -153,6 +153,25 @@ def sweep(metrics: dict[str, dict]) -> Figure:
     axes.set_xlabel("requests at a time")
     axes.set_ylabel("output tok/s")
     axes.set_title(f"Throughput by requests at a time (n = {sum(len(s) for s in rows[0][1]['sessions'])} repetitions; higher is better)", fontsize=10)
+    axes.legend(loc="best", frameon=False, fontsize=8)
+    return figure
+
+
+def golden_history(run: str, name: str, unit: str, points: list[tuple[str, float]], now: float | None) -> Figure:
+    """The mean of a metric in each golden of a run, in the order of their blessing, and its value in the present run.
+
+    Args:
+        points: (time in ISO 8601, mean) of each blessing.
+    """
+    figure, axes = _axes(7.2, 2.6)
+    axes.plot(range(len(points)), [value for _, value in points], color="C0", marker="o", ms=5, label="golden, mean")
+    axes.axhline(points[0][1], color="C0", lw=1, ls="--", label="the first one")
+    if now is not None:
+        axes.plot([len(points)], [now], color="C1", marker="D", ls="", label="this run, median")
+    axes.set_xticks(range(len(points) + 1), [when[:10] for when, _ in points] + ["now"])
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
+    axes.set_ylabel(f"{name}, {unit}")
+    axes.set_title(f"Goldens of {run} (n = {len(points)} blessings; {kind(name).direction} is better)", fontsize=10)
     axes.legend(loc="best", frameon=False, fontsize=8)
     return figure
 
