@@ -72,8 +72,8 @@ def shortage(candidate: Golden) -> list[str]:
 
 
 def repetitions(candidate: Golden) -> list[int]:
-    """Repetitions of every session, of every metric."""
-    return [len(samples) for metric in candidate.metrics.values() for samples in metric.sessions]
+    """Repetitions of each session: the samples of the metric that has most of them."""
+    return [max(map(len, samples)) for samples in zip(*(metric.sessions for metric in candidate.metrics.values()))]
 
 
 def problems(candidate: Golden, exam: Exam) -> list[str]:
