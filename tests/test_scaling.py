@@ -73,7 +73,9 @@ def golden(run="x@gpu1", platform="G x1"):
     samples = {name: goldens.Samples(unit="tok/s", direction="higher", sessions=[[value * 0.9, value], [value * 1.1]]) for name, value in ONE.items()}
     alone = record(exam("gpu1"), 1)
     goldens.write(goldens.path_of(platform, run), goldens.Golden(
-        run=run, key=goldens.key_of(alone), subject=alone["subject"], environment={}, controls={}, metrics=samples, correct=None, sequences=[], recorded=["2026-03-01T00:00:00+00:00"]))
+        run=run, key=goldens.key_of(alone), subject=alone["subject"], environment={}, controls={}, metrics=samples, correct=None, sequences=[],
+            sessions=[goldens.Session(finished="2026-03-01T00:00:00+00:00", visit="v", commit="c", dirty=False)],
+            blessing=goldens.Blessing(by="somebody", when="2026-03-01T00:00:00+00:00", reason="first")))
 
 
 def test_else_the_golden_of_one_gpu(folders):
