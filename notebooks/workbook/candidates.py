@@ -131,7 +131,7 @@ def _trend(name: str, sessions: list[list[float]]) -> str:
 
 def _noise(name: str, sessions: list[list[float]], exam: Exam, file: str) -> str:
     gate, count = exam.gates.get(name), min(map(len, sessions))
-    if not gate or (seen := verdicts.visible(sessions, count, results.prior_sd(name))) <= gate.delta:
+    if not gate or gate.rule == "band" or (seen := verdicts.visible(sessions, count, results.prior_sd(name))) <= gate.delta:
         return ""
     return (f"{name}: the smallest loss that a new session of {count} repetitions would show is {seen * 100:.1f} %, above the gate's delta of {gate.delta:.1%}; "
             f"expected more sessions (ADD=1), a quieter machine, or a delta of {math.ceil(seen * 200) / 200:g} in {file}")

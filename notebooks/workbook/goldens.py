@@ -211,8 +211,8 @@ def unlike(golden: Golden, key: Key, subject: dict[str, Any]) -> list[str]:
     """What sets another key and subject apart, a phrase each; the parts of the subject that are not given are not
     compared, and two commits between which the code did not change are one."""
     found = [f"{name} is {now!r} and not {before!r}" for name, before in golden.key.model_dump().items() if (now := getattr(key, name)) != before]
-    before = _flat({name: golden.subject.get(name) for name in subject})
-    after = _flat(subject)
+    before = flat({name: golden.subject.get(name) for name in subject})
+    after = flat(subject)
     return found + [f"{name} is {after.get(name)!r} and not {before.get(name)!r}" for name in sorted(before | after)
                     if before.get(name) != after.get(name) and not (name == "commit" and platforms.same_code(before.get(name), after.get(name)))]
 
