@@ -1,12 +1,17 @@
 """Files that are complete or absent: JSON and parquet written in one step."""
+import contextlib
 import json
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbook.errors import BadInput
+
+if TYPE_CHECKING:
+    import pandas
 
 # Numbers, true, false and null only: no quotes, so nothing inside a text is touched.
 _FLAT_LIST = re.compile(r"\[\s[-+.\w\s,]*\]")
@@ -14,15 +19,28 @@ _FLAT_LIST = re.compile(r"\[\s[-+.\w\s,]*\]")
 
 def write_text(path: Path, text: str) -> None:
     """Write a file beside its place and move it there, so that no reader sees half of it."""
+    with _in_one_step(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def write_parquet(path: Path, frame: "pandas.DataFrame") -> None:
+    """Write a table in the same way."""
+    with _in_one_step(path) as scratch:
+        frame.to_parquet(scratch)
+
+
+@contextlib.contextmanager
+def _in_one_step(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    scratch = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        yield scratch
         os.chmod(scratch, 0o644)
         os.replace(scratch, path)
     except BaseException:
-        Path(scratch).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise
 
 
