@@ -134,6 +134,12 @@ def test_differences_are_listed(folders):
     assert rows == [{"what": "machine.kernel", "golden": "6.1", "now": "6.2"}, {"what": "packages.vllm", "golden": "1", "now": "2"}]
 
 
+def test_a_control_that_moved_is_a_suspect(folders):
+    golden = blessed(folders)
+    assert goldens.differences(golden, record(controls={"host_s": [1.05], "device_s": [2.5]})) == [
+        {"what": "controls.device_s", "golden": "2000.0 to 2000.0 ms", "now": "2500.0 ms"}]
+
+
 # -- results ------------------------------------------------------------------------------------
 
 GATE = params.Gate()

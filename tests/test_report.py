@@ -2,6 +2,7 @@
 import json
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pandas as pd
 import pytest
 from workbook import cards, files, paths, plots, results, runs, runner, summary
@@ -60,6 +61,13 @@ def test_charts_draw_with_and_without_a_golden():
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["a", "n"]
     figure = plots.samples_against_golden("output_tok_s", "tok/s", "higher", [[1.0, 2.0]], [[2.0], [2.0]], 0.05)
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["golden 1", "golden 2", "new 1"]
+
+
+def test_the_distribution_of_requests_is_drawn_beside_the_goldens():
+    (axes,) = plots.cdf("E2E", "s", [np.array([3.0, 1.0, 2.0, 4.0])], [[1.0, 2.0, 3.0]] * 2).axes
+    golden, _, new = axes.lines
+    assert golden.get_xydata().tolist() == [[1, 0], [2, 50], [3, 100]] and new.get_xydata().tolist() == [[1, 25], [2, 50], [3, 75], [4, 100]]
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["golden, each session", "new 1"]
 
 
 def test_a_sweep_is_drawn_over_its_points():

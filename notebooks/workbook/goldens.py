@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from workbook import files, metrics, paths, platforms
+from workbook import distributions, files, metrics, paths, platforms
 from workbook.errors import BadInput
 
 SCHEMA_VERSION = 2
@@ -94,6 +94,8 @@ class Golden(Part):
     correct: list[list[bool]] | None
     sequences: list[Sequence]
     sessions: list[Session]
+    requests: dict[str, list[list[float]]] = {}
+    """Quantiles of the requests of each session, as `distributions.quantiles`; goldens from before have none."""
     blessing: Blessing | None = None
     anchor: Anchor | None = None
     history: list[Blessed] = []
@@ -165,7 +167,7 @@ def key_of(record: dict[str, Any]) -> Key:
 
 
 def session_of(record: dict[str, Any], by_repetition: pd.DataFrame,
-               scores: pd.DataFrame | None, sequences: list[dict]) -> Golden:
+               scores: pd.DataFrame | None, sequences: list[dict], requests: pd.DataFrame | None = None) -> Golden:
     """A golden made of one session, to be merged with others.
 
     Args:
@@ -173,6 +175,7 @@ def session_of(record: dict[str, Any], by_repetition: pd.DataFrame,
         by_repetition: a row per repetition, a column per metric.
         scores: rows of `scores.parquet` with prompt_id, sample and correct; None without a scorer.
         sequences: golden token sequences with their log-probabilities.
+        requests: rows of `requests.parquet`, of which the distributions are kept.
     """
     found = {name: metrics.sessions(by_repetition, name) for name in by_repetition}
     samples = {name: Samples(unit=metrics.kind(name).unit, direction=metrics.kind(name).direction, sessions=[[rounded(v) for v in s] for s in values])
@@ -182,6 +185,7 @@ def session_of(record: dict[str, Any], by_repetition: pd.DataFrame,
         controls={name: [[rounded(v) for v in values]] for name, values in record["controls"].items()},
         metrics=samples, correct=None if scores is None else correctness(scores).tolist(),
         sequences=[Sequence(**s | {"logprobs": [round(x, 5) for x in s["logprobs"]]}) for s in sequences],
+        requests={} if requests is None else {name: [[rounded(v) for v in values]] for name, values in distributions.quantiles(requests).items()},
         sessions=[Session(finished=record["finished"], visit=record["machine"]["visit"], **record["machine"]["git"])])
 
 
@@ -203,6 +207,8 @@ def merge(first: Golden, *others: Golden) -> Golden:
             samples.sessions += other.metrics[name].sessions
         for name, sessions in merged.controls.items():
             sessions += other.controls[name]
+        for name, sessions in merged.requests.items():
+            sessions += other.requests.get(name, [])
         merged.sessions += other.sessions
     return merged
 
@@ -241,22 +247,27 @@ def correctness(scores: pd.DataFrame) -> np.ndarray:
     return scores.pivot(index="prompt_id", columns="sample", values="correct").to_numpy(dtype=bool)
 
 
-def control_moves(golden: Golden, controls: dict[str, list[float]]) -> dict[str, float]:
-    """How far the median of each control lies outside the range of the golden's session medians, as a fraction
-    of the nearer end: 0 inside, positive where it is slower than the slowest session, negative where faster
-    than the fastest."""
+def control_moves(golden: Golden, *controls: dict[str, list[float]]) -> dict[str, float]:
+    """How far the median of each control, or the median of its medians over several sessions, lies outside the
+    range of the golden's session medians, as a fraction of the nearer end: 0 inside, positive where it is slower
+    than the slowest session, negative where faster than the fastest."""
     moves = {}
-    for name in sorted(golden.controls.keys() & controls.keys()):
+    for name in sorted(golden.controls.keys() & controls[0].keys()):
         medians = [float(np.median(session)) for session in golden.controls[name]]
-        now = float(np.median(controls[name]))
+        now = float(np.median([np.median(session[name]) for session in controls]))
         moves[name] = now / min(max(now, min(medians)), max(medians)) - 1
     return moves
 
 
 def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
-    """What is not as it was when the golden was recorded: subject and soft environment, a row each."""
+    """What is not as it was when the golden was recorded: subject, soft environment and controls, a row each."""
     before = flat(golden.subject) | flat({"machine": golden.environment})
     after = flat(record["subject"]) | flat({"machine": record["machine"]})
+    for name, move in control_moves(golden, record.get("controls", {})).items():
+        if move:
+            medians = [np.median(session) * 1e3 for session in golden.controls[name]]
+            before[f"controls.{name}"] = f"{min(medians):.1f} to {max(medians):.1f} ms"
+            after[f"controls.{name}"] = f"{np.median(record['controls'][name]) * 1e3:.1f} ms"
     return [{"what": name, "golden": str(before.get(name, "absent")), "now": str(after.get(name, "absent"))}
             for name in sorted(before | after) if before.get(name) != after.get(name) and not name.startswith(TOLD_ELSEWHERE)]
 

@@ -111,6 +111,25 @@ def request_timeline(requests: pd.DataFrame) -> Figure:
     return figure
 
 
+def cdf(name: str, unit: str, new: list[np.ndarray], golden: list[list[float]]) -> Figure:
+    """Share of requests up to each value, a line a session.
+
+    Args:
+        new: values of the requests of each session.
+        golden: evenly spaced quantiles of each of the golden's sessions; empty if it has none.
+    """
+    figure, axes = _axes(7.2, 2.6)
+    for number, values in enumerate(golden, start=1):
+        axes.plot(values, np.linspace(0, 100, len(values)), color="C0", lw=1, marker="o", ms=3, label="golden, each session" if number == 1 else None)
+    for number, values in enumerate(new, start=1):
+        axes.step(np.sort(values), np.arange(1, len(values) + 1) / len(values) * 100, where="post", color="C1", lw=1.5, ls=("-", "--")[number > 1], label=f"new {number}")
+    axes.set_xlabel(f"{name}, {unit}")
+    axes.set_ylabel("requests up to this, %")
+    axes.set_title(f"{name} of requests (n = {sum(map(len, new)):,} new ones)", fontsize=10)
+    axes.legend(loc="best", frameon=False, fontsize=8)
+    return figure
+
+
 def telemetry(frame: pd.DataFrame, windows: list[tuple[float, float]]) -> Figure:
     """Busy % of the CPU and GPUs over the session and, below, the GPUs' power and clock; the measured windows shaded."""
     panels = [(suffix, label) for suffix, label in (("busy_pct", "busy, %"), ("power_w", "power, W"), ("sm_mhz", "SM clock, MHz"))
@@ -126,7 +145,7 @@ def telemetry(frame: pd.DataFrame, windows: list[tuple[float, float]]) -> Figure
         axes.set_ylim(0, 103 if suffix == "busy_pct" else None)
         axes.set_ylabel(label)
         axes.legend(loc="lower right", fontsize=8)
-    axes.set_xlabel("seconds (measured repetitions shaded)")
+    axes.set_xlabel("seconds (measured repetitions shaded)" if windows else "seconds")
     figure.suptitle("The machine while the load ran", fontsize=10)
     return figure
 
