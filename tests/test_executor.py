@@ -32,6 +32,15 @@ def test_a_notebook_that_ends_has_no_problem(tmp_path, capfd):
     assert "Section" in capfd.readouterr().err
 
 
+def test_a_cell_that_announces_is_heard_before_the_next_one_ends(tmp_path, capfd):
+    source = notebook(tmp_path / "in.ipynb", "x = 1", "print('a session\\nis taken')", "1 / 0")
+    cells = nbformat.read(source, as_version=4)
+    cells.cells[3].metadata["tags"] = [executor.ANNOUNCE]
+    nbformat.write(cells, source)
+    assert executor.execute(source, tmp_path / "out.ipynb", {}, timeout_s=60, label="test").problem
+    assert capfd.readouterr().err.rstrip().endswith("s  a session is taken")
+
+
 @pytest.mark.parametrize("source, problem", [
     ("from workbook.errors import BadInput\nraise BadInput('key a is 1; expected 2')", "key a is 1; expected 2"),
     ("1 / 0", "ZeroDivisionError: division by zero"),

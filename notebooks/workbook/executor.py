@@ -24,6 +24,8 @@ from workbook import paths, progress, scraps
 
 logging.getLogger("papermill").setLevel(logging.ERROR)
 PR_SET_CHILD_SUBREAPER = 36
+ANNOUNCE = "announce"
+"""Tag of a cell whose printed text the terminal gets too, as soon as the next cell starts."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ def _announced(label: str) -> Iterator[Callable]:
 
     def on_cell(cells: list, index: int) -> None:
         nonlocal shown
+        if text := _announcement(cells[index - 1]):
+            print(f"  {label}  {time.monotonic() - began:6.1f} s  {text}", file=sys.stderr, flush=True)
         heading = _heading(cells[: index + 1])
         if heading and heading != shown:
             shown = heading
@@ -152,6 +156,13 @@ def _announced(label: str) -> Iterator[Callable]:
         yield on_cell
     finally:
         os.environ.pop(progress.TERMINAL, None)
+
+
+def _announcement(cell) -> str:
+    """What a cell tagged ANNOUNCE has printed, on one line."""
+    if ANNOUNCE not in cell.metadata.get("tags", []):
+        return ""
+    return " ".join("".join(o.text for o in cell.outputs if o.output_type == "stream").split())
 
 
 def _heading(cells: list) -> str:
