@@ -139,6 +139,26 @@ def test_the_same_again_passes(place, blessed):
     assert list((place / "reports" / "history" / "tiny").glob("*/requests.parquet"))
 
 
+def test_a_regression_is_confirmed_by_a_fresh_engine(place, blessed):
+    """Under a golden twenty times as fast, on controls that allow for any machine: exit 1 after a second session."""
+    (path,) = (place / "goldens").glob("*/tiny.json")
+    faster = blessed.model_copy(deep=True)
+    faster.metrics["output_tok_s"].sessions = [[20 * v for v in s] for s in blessed.metrics["output_tok_s"].sessions]
+    faster.controls = {name: [[1e-9], [1e9]] for name in faster.controls}
+    goldens.write(path, faster)
+    done = call(place, "run", "tiny")
+    goldens.write(path, blessed)
+    found, folder = result(place), place / "reports" / "runs" / "tiny"
+    assert (done.returncode, found["status"], [look["status"] for look in found["looks"]]) == (1, "REGRESSED", ["REGRESSED"] * 2), done.stderr
+    assert "a confirming session was taken: REGRESSED" in found["sentence"] and "A confirming session is taken: offline engine" in done.stderr
+    requests = pd.read_parquet(folder / "requests.parquet")
+    assert requests.groupby("session").size().to_dict() == {1: 72, 2: 72} and found["validity"]["arrived"] == 144
+    confirmation = json.loads((folder / "run.json").read_text())["confirmation"]
+    assert confirmation["load_s"] > 1 and confirmation["controls"].keys() == blessed.controls.keys()
+    assert "a confirming session was taken" in (place / "reports" / "index.html").read_text()
+    assert psutil.Process().children(recursive=True) == []
+
+
 def test_other_weights_are_caught(place, blessed, tmp_path):
     """The same model with noise on one layer, under the old golden: MODEL= is the everyday case."""
     import torch

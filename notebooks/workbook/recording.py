@@ -12,7 +12,7 @@ def record(name: str, overrides: Written | None = None, sessions: int = candidat
     """Measure sessions of a run and put them into its candidate, which is written after each of them.
 
     Each session is a complete run in fresh kernels, of `candidates.REPETITIONS` repetitions or as many as the overrides
-    say; its results are kept in the history. A candidate that was there is kept in the history too.
+    say, without a confirming one; its results are kept in the history. A candidate that was there is kept in the history too.
 
     Args:
         add: put the sessions to those of the candidate that is there.
@@ -75,7 +75,7 @@ def _session(exam: Exam, kept: str) -> Golden:
     runs.set_aside(exam.run)
     folder = runs.start(exam.run)
     for stage in runs.STAGES:
-        if problem := runner.run_stage(exam, stage, folder):
+        if problem := runner.run_stage(exam, stage, folder, confirm=False):
             raise _unrecorded(exam, f"{stage}.ipynb failed: {problem}", kept)
         runner.write_page(exam, stage, folder)
     result = schemas.read_result(folder / "result.json")

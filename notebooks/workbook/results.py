@@ -1,4 +1,5 @@
 """`result.json`: everything one run found, in one file with a stable schema."""
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -51,9 +52,14 @@ def _judge_band(name: str, gate: Gate, known: goldens.Samples, sessions: list[li
             "rule": "band", "band": [gate.low, gate.high], "delta": 1 - gate.low}
 
 
-def judge_controls(golden: goldens.Golden, measured: dict[str, list[float]]) -> dict[str, Any]:
-    """Whether the machine itself runs at the golden's speed."""
-    moves = goldens.control_moves(golden, measured)
+def judge_controls(golden: goldens.Golden, *measured: dict[str, list[float]]) -> dict[str, Any]:
+    """Whether the machine itself runs at the golden's speed.
+
+    Args:
+        measured: the controls of each session. Of several the middle counts, as the effect is the mean over
+            sessions: a machine that was disturbed for one of them may so be comparable after all.
+    """
+    moves = goldens.control_moves(golden, *measured)
     moved = {k: v for k, v in moves.items() if abs(np.log1p(v)) > np.log1p(controls.TOLERANCE)}
     said = ", ".join(f"{k.removesuffix('_s')} " + (f"{abs(v) * 100:.0f} % {'slower' if v > 0 else 'faster'}" if v else "within them") for k, v in moves.items())
     return {"moves": moves, "tolerance": controls.TOLERANCE, "comparable": not moved,
@@ -69,11 +75,58 @@ def verdict_of(validity: Completeness, golden: goldens.Golden | None, no_golden:
         return "INVALID", "; ".join(validity.problems)
     if golden is None:
         return "NO_GOLDEN", no_golden
+    return _worst(_speed(gated, machine) + [(p["status"], p["sentence"]) for p in (right, drifted) if p])
+
+
+def look(gates: dict[str, Gate], golden: goldens.Golden, by_repetition: pd.DataFrame, controls_of: Sequence[dict[str, list[float]]]) -> dict[str, Any]:
+    """Judge the speed of the sessions there are.
+
+    Args:
+        by_repetition: of these sessions, as `metrics.by_repetition`.
+        controls_of: the controls of each of them.
+
+    Returns:
+        status and sentence, from those of the gated metrics (`gates`) and the `controls`; number of `sessions`.
+    """
+    gated = {name: judge_metric(name, gate, golden, metrics.sessions(by_repetition, name)) for name, gate in gates.items()}
+    machine = judge_controls(golden, *controls_of)
+    status, sentence = _worst(_speed(gated, machine))
+    return {"status": status, "sentence": sentence, "sessions": len(controls_of), "gates": gated, "controls": machine}
+
+
+def declaration(looks: list[dict], confirmed: bool) -> str:
+    """What a reader must know of how the verdict on speed came about; empty where the first look settled it.
+
+    Args:
+        looks: of the first session and, where the confirming one can be judged, of both.
+        confirmed: whether that one was taken.
+    """
+    if not looks or looks[0]["status"] not in verdicts.IN_DOUBT:
+        return ""
+    said = [f"{found['status']} ({_brief(found)})" for found in looks]
+    if len(looks) == 1:
+        return f"first look: {said[0]}" + ("" if confirmed else "; no confirming session was taken")
+    return f"first look: {said[0]}; a confirming session was taken: {said[1]} by both together"
+
+
+def _brief(found: dict) -> str:
+    """The effect on each gated metric (of one gated by a band its name), and whether the machine moved."""
+    effects = [f"{name} {verdicts.change(outcome['effect'], metrics.kind(name).direction) * 100:+.1f} %" if "effect" in outcome else name
+               for name, outcome in found["gates"].items()]
+    return ", ".join(effects + ([] if found["controls"]["comparable"] else ["the machine itself changed"]))
+
+
+def _speed(gated: dict[str, dict], machine: dict | None) -> list[tuple[str, str]]:
+    """Status and sentence of each gated metric; INCONCLUSIVE where the controls say that the machine changed."""
     parts = []
     for outcome in gated.values():
         unsure = machine and not machine["comparable"] and outcome["status"] != "INVALID"
         parts.append(("INCONCLUSIVE", f"{outcome['sentence']}; {machine['sentence']}") if unsure else (outcome["status"], outcome["sentence"]))
-    parts += [(p["status"], p["sentence"]) for p in (right, drifted) if p]
+    return parts
+
+
+def _worst(parts: list[tuple[str, str]]) -> tuple[str, str]:
+    """The status that decides, with the sentences of all parts that have it."""
     status = verdicts.overall([s for s, _ in parts])
     return status, "; ".join(sentence for s, sentence in parts if s == status)
 
@@ -107,19 +160,22 @@ def judge_drift(golden: goldens.Golden, logprobs: list[list[float]]) -> dict[str
 
 
 def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], requests: pd.DataFrame, gated: dict, no_golden: str,
-                   right: dict | None, drifted: dict | None, scaled: dict | None = None) -> list[dict[str, str]]:
+                   right: dict | None, drifted: dict | None, scaled: dict | None = None, declared: str = "") -> list[dict[str, str]]:
     """The first screen: what every reader wants to know, in words and numbers.
 
     Args:
         record, requests: the run's `run.json` and `requests.parquet`.
         scaled: what `scaling.against_one` found.
+        declared: how the verdict on speed came about (`declaration`).
     """
     asked = f"{exam.load} of {', '.join(map(str, exam.points))}" if exam.points else f"{exam.num_prompts:,} prompts × {_count(exam.n, 'sample')}"
-    arrived = f"{validity.arrived:,} of {validity.expected:,} answers ({asked} × {_count(exam.repetitions, 'repetition')}); {validity.empty:.0%} empty"
+    over = f" × {count} sessions" if (count := requests.session.nunique()) > 1 else ""
+    arrived = f"{validity.arrived:,} of {validity.expected:,} answers ({asked} × {_count(exam.repetitions, 'repetition')}{over}); {validity.empty:.0%} empty"
     arrived += "" if exam.ignore_eos else f", {validity.cut_off:.0%} cut off at {exam.max_tokens} tokens"
     full = ", ".join(f"{name.removesuffix('_busy_pct').upper()} {value:.0f} % busy" for name, value in record["busy"].items()) or "the load was too short to sample"
     full += f"; {record['telemetry_problem']}" if record["telemetry_problem"] else ""
-    speed = "; ".join(g["sentence"] for g in gated.values()) or no_golden or "no metric is gated"
+    speed = "; ".join([*(g["sentence"] for g in gated.values()), *filter(None, [declared])])
+    speed = speed or no_golden or ("not compared" if validity.problems else "no metric is gated")
     correct = "; ".join(p["sentence"] for p in (right, drifted) if p) or ("synthetic weights: speed only, nothing to judge" if exam.weights == "dummy" else "not scored")
     return [
         {"question": "Did every answer arrive?", "answer": "; ".join([arrived, *validity.problems])},
@@ -159,13 +215,14 @@ def metric_table(by_repetition: pd.DataFrame, golden: goldens.Golden | None) -> 
     return table
 
 
-def complete(exam: Exam, record: dict, status: str, sentence: str, questions: list[dict], table: dict, gated: dict, right: dict | None,
-             drifted: dict | None, machine: dict | None, validity: Completeness, golden: goldens.Golden | None, scaled: dict | None = None) -> dict[str, Any]:
-    """The result of a run that got to its comparison."""
+def complete(exam: Exam, record: dict, status: str, sentence: str, questions: list[dict], table: dict, looks: list[dict],
+             right: dict | None, drifted: dict | None, validity: Completeness, golden: goldens.Golden | None, scaled: dict | None = None) -> dict[str, Any]:
+    """The result of a run that got to its comparison; its gates and controls are those of the last of the `looks`."""
+    last = looks[-1] if looks else {"gates": {}, "controls": None}
     return plain({
         "schema_version": RESULT_VERSION, "run": exam.run, "title": exam.title, "status": status, "sentence": sentence, "stopped_in": None,
-        "finished": record["finished"], "platform": record["machine"]["platform"], "questions": questions, "metrics": table, "gates": gated,
-        "accuracy": right, "drift": drifted, "controls": machine, "validity": asdict(validity), "load_s": record["load_s"], "scaling": scaled,
+        "finished": record["finished"], "platform": record["machine"]["platform"], "questions": questions, "metrics": table, "gates": last["gates"], "looks": looks,
+        "accuracy": right, "drift": drifted, "controls": last["controls"], "validity": asdict(validity), "load_s": record["load_s"], "scaling": scaled,
         "subject": record["subject"], "params": record["params"],
         "golden": golden and golden.model_dump(mode="json", include={"blessing", "anchor", "history"}) | {"recorded": golden.recorded}})
 

@@ -112,10 +112,14 @@ def _take(exam: Exam, folder: Path) -> str:
     return result["status"]
 
 
-def run_stage(exam: Exam, stage: str, folder: Path) -> str:
-    """Execute one notebook of a run and keep it, failed or not; returns the problem, empty if there is none."""
+def run_stage(exam: Exam, stage: str, folder: Path, confirm: bool = True) -> str:
+    """Execute one notebook of a run and keep it, failed or not; returns the problem, empty if there is none.
+
+    Args:
+        confirm: whether compare.ipynb may take a confirming session.
+    """
     target = folder / f"{stage}.ipynb"
-    given = exam.model_dump(mode="json") if stage == "generate" else {"run": exam.run}
+    given = exam.model_dump(mode="json") if stage == "generate" else {"run": exam.run} | ({"confirm": confirm} if stage == "compare" else {})
     done = executor.execute(paths.NOTEBOOKS / f"{stage}.ipynb", target, given, timeout_s=exam.timeout_s, label=f"{exam.run} · {stage:8}")
     if done.problem:
         pages.add_failure(target, done.problem, folder / "engine.log")

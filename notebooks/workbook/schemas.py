@@ -46,6 +46,7 @@ class Result(Part):
     questions: list[Question]
     metrics: dict[str, Metric]
     gates: dict[str, dict[str, Any]]
+    looks: list[dict[str, Any]] = []
     finished: str | None = None
     platform: str | None = None
     accuracy: dict[str, Any] | None = None

@@ -20,6 +20,8 @@ does not show how much its like differ."""
 
 ORDER = ("INVALID", "REGRESSED", "INCONCLUSIVE", "NO_GOLDEN", "IMPROVED", "PASSED", "SKIPPED", "NOT_RUN")
 """From the status that decides over all others to the one that decides over none."""
+IN_DOUBT = ("REGRESSED", "INCONCLUSIVE")
+"""Statuses of a first look that ask for one more session."""
 EXIT_CODES = {"INVALID": 2, "REGRESSED": 1}
 STRICT_EXIT_CODES = EXIT_CODES | {"NO_GOLDEN": 2, "INCONCLUSIVE": 3}
 
