@@ -12,7 +12,7 @@ import pytest
 import scripted_server
 import yaml
 from conftest import command, environment
-from workbook import controls, files, goldens, metrics, params, paths, results, runner, runs, sessions
+from workbook import controls, files, goldens, metrics, params, paths, platforms, recording, results, runner, runs, sessions
 from workbook.errors import BadInput
 from workbook.validity import Completeness
 
@@ -134,8 +134,9 @@ def test_a_recording_takes_no_confirming_session(folders, monkeypatch):
     (folders / "params" / "x.yaml").write_text(yaml.safe_dump(EXAM | {"endpoint": "http://127.0.0.1:9"}))
     asked = []
     monkeypatch.setattr(runner, "run_stage", lambda exam, stage, folder, confirm=True: asked.append(confirm) or "enough")
+    monkeypatch.setattr(platforms, "changed_files", list)
     with pytest.raises(BadInput, match="enough"):
-        runner.record("x", None, sessions=3)
+        recording.record("x", None, sessions=3)
     assert asked == [False]
 
 
@@ -214,7 +215,7 @@ def test_another_subject_is_not_pooled(taken, quick_controls):
 GOLDEN = goldens.Golden(
     run="x", key=goldens.Key(work="w", prompts="p", platform="P"), subject={}, environment={}, controls={"host_s": [[1.0], [1.02]]}, correct=None, sequences=[],
     metrics={"output_tok_s": goldens.Samples(unit="tok/s", direction="higher", sessions=[[99.5, 100.0, 100.5], [100.5, 101.0, 100.0], [99.0, 99.5, 100.0]])},
-    recorded=["2026-01-01"])
+    sessions=[goldens.Session(finished="2026-01-01", visit="v", commit="c", dirty=False)] * 3)
 
 
 def looks(speeds: list[list[float]], host: list[float]) -> list[dict]:
