@@ -192,7 +192,9 @@ def test_an_engine_killed_in_the_middle(place, blessed):
     said += run.stderr.readlines()
     assert run.wait(timeout=120) == 2, said
     found = result(place)
-    assert found["status"] == "INVALID" and found["stopped_in"] == "generate" and found["sentence"].startswith("generate.ipynb failed: EngineDied: the engine died")
+    assert found["status"] == "INVALID" and found["stopped_in"] == "generate" and found["sentence"].startswith("generate.ipynb failed: the engine died")
+    record = json.loads((place / "reports" / "runs" / "tiny" / "run.json").read_text())
+    assert record["partial"] in found["sentence"] and len(pd.read_parquet(place / "reports" / "runs" / "tiny" / "requests.parquet")) % 120 == 0
     assert "This run failed." in (place / "reports" / "runs" / "tiny" / "generate.html").read_text()
     assert "INVALID" in (place / "reports" / "index.html").read_text()
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in tree)

@@ -151,6 +151,15 @@ def test_a_server_that_does_not_start_says_why(tmp_path):
     assert not [p for p in psutil.Process().children(recursive=True) if "api_server" in " ".join(p.cmdline())]
 
 
+def test_a_port_that_another_has_taken(tmp_path, monkeypatch):
+    """Whoever answers there is not taken for the server that was started."""
+    with scripted_server.running() as other:
+        monkeypatch.setattr(server, "_free_ports", lambda count: [int(other.url.rpartition(":")[2])])
+        asked = params.check({"run": "x", "engine": "server", "timeout_s": 200})
+        with pytest.raises(EngineDied, match=r"the server did not start: OSError: \[Errno 98\] Address already in use"):
+            server.ServerEngine(asked, embedded.prepare(), tmp_path / "engine.log")
+
+
 @pytest.mark.engine
 def test_a_real_server_killed_during_the_load(tmp_path):
     """What came is kept, the rest says why, and no process is left."""
@@ -172,8 +181,9 @@ def test_a_real_server_killed_during_the_load(tmp_path):
                 processes[0].kill()
             return await answer(request)
         engine.answer = kill_then_answer
-        (done,) = load.measure(engine, asked, batch, 1)
-        assert [a.finish_reason.split(":")[0] for a in done.answers] == ["length", "length", "error", "error"]
+        with pytest.raises(load.Unfinished, match=r"^a server died: killed by SIGKILL \(in repetition 1/1, closed of 1, with 4 of 4 answers\)$") as early:
+            load.measure(engine, asked, batch, 1)
+        assert [a.finish_reason.split(":")[0] for a in early.value.found.answers] == ["length", "length", "error", "error"]
     finally:
         engine.close()
     assert not [p for p in tree if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]

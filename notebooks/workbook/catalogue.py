@@ -1,4 +1,5 @@
 """The exams for people: what there is, what a run's parameters are and where they come from, what each key means."""
+import types
 import typing
 from typing import Any
 
@@ -83,6 +84,8 @@ def _type(annotation: Any) -> str:
         return ", ".join(f"`{a}`" for a in args)
     if origin is typing.Annotated:
         return _type(args[0])
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(map(_type, args))
     if origin is list:
         return f"list of {_type(args[0])}"
     if origin is dict:

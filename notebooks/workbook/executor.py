@@ -20,7 +20,7 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
-from workbook import paths, progress, scraps
+from workbook import limits, paths, progress, scraps
 
 logging.getLogger("papermill").setLevel(logging.ERROR)
 PR_SET_CHILD_SUBREAPER = 36
@@ -72,7 +72,7 @@ def execute(source: Path, target: Path, parameters: dict[str, Any], *, timeout_s
         label: what to call it in the terminal.
     """
     began = time.monotonic()
-    with _announced(label) as on_cell:
+    with _announced(label) as on_cell, limits.told(began + timeout_s):
         problem = _problem(source, target, parameters, on_cell, began + timeout_s, timeout_s)
     end_processes()
     if not problem and not scraps.read(target).get(scraps.SENTINEL):
@@ -86,7 +86,7 @@ def _problem(source: Path, target: Path, parameters: dict, on_cell: Callable, de
                                    progress_bar=False, on_cell=on_cell, deadline=deadline)
     except PapermillExecutionError as error:
         message = str(error.evalue).strip().splitlines() or [""]
-        return message[0] if error.ename == "BadInput" else f"{error.ename}: {message[0]}"
+        return message[0] if error.ename in ("BadInput", "Stopped") else f"{error.ename}: {message[0]}"
     except CellTimeoutError:
         return f"not finished after {timeout_s:.0f} s, the limit of key 'timeout_s'"
     except DeadKernelError:

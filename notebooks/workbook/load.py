@@ -1,14 +1,18 @@
 """Loads: how requests reach the engine, repetition by repetition, and the rows they leave."""
 import hashlib
+import math
 import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from workbook import arrivals, progress
-from workbook.engines import Answer, Request
+from workbook import arrivals, limits, progress
+from workbook.engines import Answer, EngineDied, Request
+from workbook.errors import Stopped
 from workbook.params import Exam
 from workbook.subjects import Question
 
@@ -49,39 +53,90 @@ def request_seed(exam: Exam, prompt_id: int, sample: int) -> int | None:
     return int.from_bytes(digest[:4], "little") >> 1
 
 
-def measure(engine, exam: Exam, batch: list[Request], repetitions: int, what: str = "repetition") -> list[Repetition]:
+class Unfinished(Stopped):
+    """A pass that ended before all its answers were there; `found` is the repetition with those it has."""
+
+    def __init__(self, sentence: str, found: Repetition):
+        super().__init__(sentence)
+        self.found = found
+
+
+def measure(engine, exam: Exam, batch: list[Request], repetitions: int, what: str = "repetition", *, deadline: float = math.inf) -> list[Repetition]:
     """Drive the exam's load through the engine `repetitions` times, one after the other; in a sweep every point
-    in each repetition.
+    in each repetition. Arguments and exceptions as `passing`."""
+    return list(passing(engine, exam, batch, [f"{what} {number}/{repetitions}" for number in range(1, repetitions + 1)], deadline=deadline))
+
+
+def passing(engine, exam: Exam, batch: list[Request], labels: list[str], *, deadline: float = math.inf) -> Iterator[Repetition]:
+    """The passes of the load, each as it ends: one for each label, in a sweep one for each of its points.
 
     Args:
         engine: any of `workbook.engines`.
         batch: all requests of the exam.
+        labels: what to call each repetition.
+        deadline: when the load gives up, seconds of `time.monotonic`.
+
+    Raises:
+        Unfinished: the engine died, time was up, or somebody interrupted it.
     """
-    return [_pass(engine, exam, batch, number, point, f"{what} {number}/{repetitions}{f', {exam.load} of {point}' if point else ''}")
-            for number in range(1, repetitions + 1) for point in exam.points or [0]]
+    for number, label in enumerate(labels, 1):
+        for point in exam.points or [0]:
+            yield _pass(engine, exam, batch, number, point, f"{label}{f', {exam.load} of {point}' if point else ''}", deadline)
 
 
-def _pass(engine, exam: Exam, batch: list[Request], number: int, point: int, label: str) -> Repetition:
+def _pass(engine, exam: Exam, batch: list[Request], number: int, point: int, label: str, deadline: float) -> Repetition:
     if exam.load == "batch" and point:
         batch = batch[:point]
-    before, _ = engine.counters(), engine.kv_cache_peak()
-    done = _drive(engine, exam, batch, number, point, progress.bar(label))
-    growth = {name: value - before.get(name, 0.0) for name, value in engine.counters().items()}
-    peak = engine.kv_cache_peak()
+    answers: list[Answer] = []
+    began = time.monotonic()
+    try:
+        before, _ = engine.counters(), engine.kv_cache_peak()
+        done = _drive(engine, exam, batch, number, point, label, deadline, answers)
+        growth = {name: value - before.get(name, 0.0) for name, value in engine.counters().items()}
+        peak = engine.kv_cache_peak()
+    except (EngineDied, TimeoutError, KeyboardInterrupt) as error:
+        why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        have = sorted(answers, key=lambda a: (a.prompt_id, a.sample))
+        raise Unfinished(f"{why} (in {label}, with {len(have):,} of {len(batch):,} answers)", Repetition(number, point, began, time.monotonic(), have, {})) from None
     # A batch has no schedule to fall behind: how long it takes to hand it over is part of its makespan.
     behind = done.behind() if exam.load in ("poisson", "gamma", "burst") else ""
     return Repetition(number, point, done.started, done.finished, done.replies, growth, behind, {} if peak is None else {"kv_cache_peak_pct": peak})
 
 
-def _drive(engine, exam: Exam, batch: list[Request], number: int, point: int, bar) -> arrivals.Driven:
+def _drive(engine, exam: Exam, batch: list[Request], number: int, point: int, label: str, deadline: float, answers: list[Answer]) -> arrivals.Driven:
+    """Run one pass to its end. `answers` gets each as it comes, so that they are there if the pass does not get so far.
+
+    Raises:
+        TimeoutError: it was not over at the deadline.
+    """
+    bar = progress.bar(label)
     if exam.engine == "offline":
         started = time.monotonic()
-        answers = engine.generate(batch, bar)
-        return arrivals.Driven(started, time.monotonic(), answers, np.zeros(len(answers)))
-    with progress.counting(bar, len(batch)) as ended:
+        with limits.interrupting(deadline):
+            replies = engine.generate(batch, bar)
+        return arrivals.Driven(started, time.monotonic(), replies, np.zeros(len(replies)))
+    timeout_s = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+    with progress.counting(bar, len(batch)) as count:
+        def ended(answer: Answer) -> None:
+            answers.append(answer)
+            if count:
+                count(answer)
         if exam.load == "closed":
-            return engine.run(arrivals.closed_loop(engine.answer, batch, point, ended=ended))
-        return engine.run(arrivals.open_loop(engine.answer, batch, schedule(exam, len(batch), number), ended=ended))
+            driver = arrivals.closed_loop(engine.answer, batch, point, timeout_s=timeout_s, ended=ended)
+        else:
+            driver = arrivals.open_loop(engine.answer, batch, schedule(exam, len(batch), number), timeout_s=timeout_s, ended=ended)
+        done = engine.run(driver)
+    if not done.complete:
+        raise TimeoutError(limits.UP)
+    return done
+
+
+def unanswered(done: Repetition) -> str:
+    """Why not a single request of a pass was answered, in a sentence; empty if one was."""
+    reasons = Counter(a.finish_reason for a in done.answers if not a.output_tokens or a.finish_reason.startswith("error"))
+    if reasons.total() < len(done.answers):
+        return ""
+    return "not one request was answered: " + "; ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common(2))
 
 
 def schedule(exam: Exam, count: int, repetition: int) -> np.ndarray:
@@ -120,25 +175,34 @@ def requests_frame(done: list[Repetition], session: int = 1) -> pd.DataFrame:
     last_token_s (the engine's clock; a client's where it is reached over HTTP), finished_s (when the caller had the
     repetition's last answer), itl_ms (gaps between the chunks of a stream; None without one).
     """
-    rows = []
-    for r in done:
-        for a in r.answers:
-            row = {"session": session, "repetition": r.number, "point": r.point, "prompt_id": a.prompt_id, "sample": a.sample, "replica": a.replica,
-                   "prompt_tokens": a.prompt_tokens, "max_tokens": a.max_tokens, "output_tokens": a.output_tokens, "finish_reason": a.finish_reason,
-                   "arrival_s": 0.0 if a.arrival is None else a.arrival - r.arrival, "finished_s": r.finished - r.arrival}
-            for name in ("queued", "scheduled", "first_token", "last_token"):
-                at = getattr(a, name)
-                row[f"{name}_s"] = float("nan") if at is None else at - r.arrival
-            row["itl_ms"] = np.diff(np.asarray(a.chunk_times)).astype(np.float32) * 1e3 if len(a.chunk_times) else None
-            rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.concat([_rows(r, session) for r in done], ignore_index=True) if done else _rows(Repetition(0, 0, 0.0, 0.0, [], {}), session)
 
 
-def generations_frame(repetition: Repetition, questions: list[Question]) -> pd.DataFrame:
+def _rows(r: Repetition, session: int) -> pd.DataFrame:
+    """Columns and not rows: a repetition may have 100,000 requests."""
+    def column(name: str, kind: type) -> np.ndarray:
+        return np.fromiter((getattr(a, name) for a in r.answers), kind, len(r.answers))
+
+    def seconds(name: str, missing: float = math.nan) -> np.ndarray:
+        return np.fromiter((missing if (at := getattr(a, name)) is None else at - r.arrival for a in r.answers), float, len(r.answers))
+    frame = pd.DataFrame({name: column(name, int) for name in ("prompt_id", "sample", "replica", "prompt_tokens", "max_tokens", "output_tokens")})
+    for place, (name, value) in enumerate((("session", session), ("repetition", r.number), ("point", r.point))):
+        frame.insert(place, name, np.full(len(r.answers), value))
+    frame["finish_reason"] = pd.Series([a.finish_reason for a in r.answers], dtype=object)
+    frame["arrival_s"], frame["finished_s"] = seconds("arrival", 0.0), r.finished - r.arrival
+    for name in ("queued", "scheduled", "first_token", "last_token"):
+        frame[f"{name}_s"] = seconds(name)
+    frame["itl_ms"] = pd.Series([np.diff(np.asarray(a.chunk_times)).astype(np.float32) * 1e3 if len(a.chunk_times) else None for a in r.answers], dtype=object)
+    return frame
+
+
+def generations_frame(repetition: Repetition | None, questions: list[Question]) -> pd.DataFrame:
     """A row per prompt and sample of one repetition: prompt_id, sample, prompt, gold, answer, token_ids,
-    prompt_token_ids, finish_reason."""
+    prompt_token_ids, finish_reason. No row where there is no repetition."""
     by_id = {q.prompt_id: q for q in questions}
-    return pd.DataFrame([{
-        "prompt_id": a.prompt_id, "sample": a.sample, "prompt": by_id[a.prompt_id].text, "gold": by_id[a.prompt_id].gold,
-        "answer": a.text, "token_ids": a.token_ids, "prompt_token_ids": by_id[a.prompt_id].token_ids,
-        "finish_reason": a.finish_reason} for a in repetition.answers])
+    answers = repetition.answers if repetition else []
+    asked = [by_id[a.prompt_id] for a in answers]
+    return pd.DataFrame({
+        "prompt_id": [a.prompt_id for a in answers], "sample": [a.sample for a in answers], "prompt": [q.text for q in asked], "gold": [q.gold for q in asked],
+        "answer": [a.text for a in answers], "token_ids": [np.asarray(a.token_ids, dtype=np.int64) for a in answers],
+        "prompt_token_ids": [q.token_ids for q in asked], "finish_reason": [a.finish_reason for a in answers]})

@@ -93,7 +93,7 @@ class Exam(Section):
     request_rate: float = Field(0.0, ge=0, description="requests a second, on average (loads poisson, gamma, burst)")
     burstiness: float = Field(1.0, gt=0, description="shape of the gaps (load gamma): 1 is Poisson, less is burstier, more is more even")
     repetitions: int = Field(3, ge=1, description="measured repetitions of the load in a session")
-    warmup: int = Field(1, ge=0, description="unmeasured repetitions first")
+    warmup: int | Literal["auto"] = Field("auto", description="unmeasured passes first: so many, or `auto`: until the output tok/s of two in a row agree within 2 %, at most 5")
     scorers: list[Literal["numeric"]] = Field([], description="how answers are judged")
     slo: Slo = Field(Slo(), description="limits of a good request, for goodput: `ttft_ms`, `tpot_ms`, `e2e_ms`; 0: none")
     gates: dict[str, Gate] = Field({}, description="metric (`metric@point` in a sweep): how much worse it may get")
@@ -105,6 +105,13 @@ class Exam(Section):
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("warmup", mode="before")
+    @classmethod
+    def _passes(cls, value: Any) -> Any:
+        if value == "auto" or isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return value
+        raise ValueError(f"key 'warmup' is {value!r}; expected auto, or a whole number of at least 0")
 
     @model_validator(mode="after")
     def _possible(self):
@@ -274,7 +281,7 @@ def _sentence(source: str, error: dict, places: Mapping[tuple[str, ...], Place])
     if error["type"] == "missing":
         return f"{source}: key '{key}' is missing; expected the {Exam.model_fields[key].description}"
     if error["type"] == "value_error":
-        return f"{source}: {error['ctx']['error']}"
+        return f"{place.where}: {error['ctx']['error']}"
     expected = EXPECTED.get(error["type"], error["msg"]).format(**error.get("ctx", {}))
     hint = nearest(str(value), [word.strip("'") for word in error["ctx"]["expected"].replace(" or ", ", ").split(", ")]) if error["type"] == "literal_error" else ""
     if place.raw and not isinstance(value, str):

@@ -176,6 +176,8 @@ def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], r
     full += f"; {record['telemetry_problem']}" if record["telemetry_problem"] else ""
     speed = "; ".join([*(g["sentence"] for g in gated.values()), *filter(None, [declared])])
     speed = speed or no_golden or ("not compared" if validity.problems else "no metric is gated")
+    if (warmup := record.get("warmup")) and warmup["stable"] is False:
+        speed += f"; {warmup['sentence']}"
     correct = "; ".join(p["sentence"] for p in (right, drifted) if p) or ("synthetic weights: speed only, nothing to judge" if exam.weights == "dummy" else "not scored")
     return [
         {"question": "Did every answer arrive?", "answer": "; ".join([arrived, *validity.problems])},

@@ -53,12 +53,15 @@ def read_record(run: str) -> dict[str, Any]:
     """Read a run's `run.json`.
 
     Raises:
-        BadInput: generate.ipynb has not been run for it.
+        BadInput: generate.ipynb has not been run for it, or its load ended early: such a run is never judged.
     """
     path = paths.run_folder(run) / "run.json"
     if not path.exists():
         raise BadInput(f"run '{run}' has no results in {path.parent}; expected generate.ipynb to have been run for it first")
-    return files.read_json(path)
+    record = files.read_json(path)
+    if partial := record.get("partial"):
+        raise BadInput(f"run '{run}' is partial: {partial}; expected one whose load was measured to its end")
+    return record
 
 
 def now() -> str:

@@ -62,7 +62,7 @@ def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weig
         problems.append(f"{_which(idle)} of {replicas} answered nothing: it is dead, or no request reaches it")
     if exam.ignore_eos and len(short := done[done.output_tokens != done.max_tokens]):
         problems.append(f"{len(short)} answers are shorter than asked for although end-of-sequence is ignored (is max_model_len too small?)")
-    if cached and exam.warmup + exam.repetitions > 1:
+    if cached and (exam.warmup == "auto" or exam.warmup + exam.repetitions > 1):
         problems.append(f"{cached:.0f} prompt tokens came from the prefix cache, so a repetition was fed by the one before; expected enable_prefix_caching: false")
     if wrong := sum(value is None for sequence in logprobs for value in sequence):
         problems.append(f"the model gives {wrong} log-probabilities that are not finite numbers")

@@ -74,4 +74,9 @@ class AsyncEngine(LocalEngine):
         wait_for_memory(self._exam, self._memory_before)
 
     def _run(self, work: Coroutine) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        running = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return running.result()
+        except BaseException:  # an interrupted load must not go on behind our back
+            running.cancel()
+            raise

@@ -46,7 +46,7 @@ class Answer:
     prompt_id: int
     sample: int
     text: str
-    token_ids: list[int]
+    token_ids: Sequence[int]
     output_tokens: int
     prompt_tokens: int
     max_tokens: int

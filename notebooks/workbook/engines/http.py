@@ -55,7 +55,7 @@ class HttpEngine:
             self._under_way[replica] -= 1
         reason = f"error: {reply.error}" if reply.error else reply.finish_reason or "none"
         # A stream that broke off brought no usage, but some tokens.
-        return Answer(request.prompt_id, request.sample, reply.text, list(reply.token_ids or ()), reply.output_tokens or sum(reply.chunk_tokens),
+        return Answer(request.prompt_id, request.sample, reply.text, reply.token_ids or (), reply.output_tokens or sum(reply.chunk_tokens),
                       reply.prompt_tokens or len(request.token_ids), request.max_tokens, reason,
                       None, None, reply.first_token, reply.last_token, replica, request.arrival, reply.chunk_times)
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class ServerEngine(HttpEngine):
         self._tree: list[psutil.Process] = []
         atexit.register(self._stop)
         try:
-            urls = [self._launch(exam, model, index) for index in range(exam.replicas)]
+            urls = [self._launch(exam, model, index, port) for index, port in enumerate(_free_ports(exam.replicas))]
             self._wait_until_ready(urls, began + exam.timeout_s)
             # Noted now: those of a server that is killed later are nobody's children by the time it is stopped.
             self._tree = self._descendants()
@@ -52,8 +53,22 @@ class ServerEngine(HttpEngine):
             raise
         self.load_s = time.monotonic() - began
 
-    def _launch(self, exam: Exam, model: Path, index: int) -> str:
-        port = _free_port()
+    def run(self, work: Coroutine) -> Any:
+        """Run a load, as `HttpEngine.run`.
+
+        Raises:
+            EngineDied: a server has ended in it, with the last error in its log.
+        """
+        result = super().run(work)
+        for process in self._processes:
+            if (code := process.poll()) is not None:
+                raise EngineDied(f"a server died: {self._why(code)}")
+        return result
+
+    def _why(self, code: int) -> str:
+        return last_error(self._log, self._log_start) or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"its process ended with {code}")
+
+    def _launch(self, exam: Exam, model: Path, index: int, port: int) -> str:
         words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port),
                  "--model", str(model), "--disable-uvicorn-access-log", *arguments(engine_args(exam))]
         if adapter := models.adapter(exam):
@@ -70,9 +85,9 @@ class ServerEngine(HttpEngine):
             EngineDied: one ended instead, or was not ready in time.
         """
         for url, process in zip(urls, self._processes, strict=True):
-            while not _is_ready(url):
+            while not (_listens(process, url) and _is_ready(url)):
                 if process.poll() is not None:
-                    raise EngineDied(f"the server did not start: {last_error(self._log, self._log_start) or f'its process ended with {process.returncode}'}")
+                    raise EngineDied(f"the server did not start: {self._why(process.returncode)}")
                 if time.monotonic() > deadline:
                     raise EngineDied(f"the server did not start: {url} was not ready within key 'timeout_s'")
                 time.sleep(0.25)
@@ -135,10 +150,21 @@ def placement(exam: Exam, index: int) -> dict[str, str]:
     return {"VLLM_CPU_OMP_THREADS_BIND": "|".join(shares[index * each:(index + 1) * each])}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:  # all at once, or the same might come twice
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def _listens(process: subprocess.Popen, url: str) -> bool:
+    """Whether it is this process that listens there, and not another that has taken the port in the meantime."""
+    try:
+        connections = psutil.Process(process.pid).net_connections("tcp4")
+    except psutil.Error:
+        return False
+    return any(c.status == psutil.CONN_LISTEN and c.laddr.port == int(url.rpartition(":")[2]) for c in connections)
 
 
 def _is_ready(url: str) -> bool:

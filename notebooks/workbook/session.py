@@ -1,0 +1,141 @@
+"""A session's load: a warm-up until it is stable, the measured repetitions, and what there is when it ends early."""
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbook import files, load, results, runs
+from workbook.engines import Request
+from workbook.errors import Stopped
+from workbook.params import Exam
+from workbook.subjects import Question
+
+AGREE = 0.02
+"""Two passes in a row whose tok/s differ by no more than this are stable: less than any gate's margin, and about what
+repetitions of a warm engine differ by."""
+MOST_PASSES = 5
+"""An exam of a few seconds on a busy machine may never agree so well, and must not wait for it: what a first pass
+still has to set up (compilation, caches, clocks) is there after two or three."""
+
+
+@dataclass
+class WarmUp:
+    """The unmeasured passes.
+
+    Attributes:
+        tok_s: output tok/s of each, in a sweep over all its points.
+        stable: whether the last two agree; None where the exam gives the number of passes.
+    """
+    tok_s: list[float] = field(default_factory=list)
+    stable: bool | None = None
+
+    @property
+    def sentence(self) -> str:
+        """What was done, for the report."""
+        passes = f"{len(self.tok_s)} pass{'' if len(self.tok_s) == 1 else 'es'}"
+        if self.stable is False:
+            return f"warm-up: not yet stable after {passes}" + (f": the last two differ by {_apart(self.tok_s):.1%}" if len(self.tok_s) > 1 else "")
+        rates = f" at {', '.join(f'{rate:,.0f}' for rate in self.tok_s)} tok/s" if self.tok_s else ""
+        return f"warm-up: {passes}{rates}" + (f"; the last two agree within {AGREE:.0%}" if self.stable else "")
+
+    def record(self) -> dict[str, Any]:
+        """For `run.json`."""
+        return {"passes": len(self.tok_s), "tok_s": self.tok_s, "stable": self.stable, "sentence": self.sentence}
+
+
+@dataclass
+class Session:
+    """What came of an exam's load.
+
+    Attributes:
+        done: the measured passes; where the load ended early, the one that was under way is the last, with the
+            answers it has.
+        stopped: why it ended early, a sentence; empty if all of it was measured.
+    """
+    warmup: WarmUp = field(default_factory=WarmUp)
+    done: list[load.Repetition] = field(default_factory=list)
+    stopped: str = ""
+
+    def record(self, startup_s: float = 0.0) -> dict[str, Any]:
+        """For `run.json`; `startup_s` as `load.passes`."""
+        return {"finished": runs.now(), "repetitions": load.passes(self.done, startup_s=startup_s), "warmup": self.warmup.record(),
+                "prefix_cache_hits": sum(r.counters.get("vllm:prefix_cache_hits", 0) for r in self.done)}
+
+
+def measure(engine, exam: Exam, batch: list[Request], deadline: float = math.inf) -> Session:
+    """Warm up, then measure the exam's repetitions. Never raises for what goes wrong in the load: a dead engine, an
+    interruption, no answer at all, or time that is up end the session, and it says so.
+
+    Args:
+        engine, batch, deadline: as `load.passing`.
+    """
+    found = Session()
+    try:
+        warm_up(engine, exam, batch, found.warmup, deadline)
+        for done in load.passing(engine, exam, batch, [f"repetition {i}/{exam.repetitions}" for i in range(1, exam.repetitions + 1)], deadline=deadline):
+            found.done.append(done)
+            _refuse_silence(done, f"repetition {done.number}/{exam.repetitions}")
+    except load.Unfinished as early:
+        found.stopped = str(early)
+        found.done.append(early.found)
+    except Stopped as early:
+        found.stopped = str(early)
+    return found
+
+
+def warm_up(engine, exam: Exam, batch: list[Request], warmup: WarmUp, deadline: float = math.inf) -> None:
+    """Drive the load unmeasured, as often as the exam says, and note in `warmup` how fast each pass was.
+
+    With `auto` that is until two passes in a row agree within `AGREE`, at most `MOST_PASSES`, and not when another
+    one would leave too little time for the repetitions.
+
+    Raises:
+        Stopped: as `load.passing`, or not one request was answered.
+    """
+    auto = exam.warmup == "auto"
+    for number in range(1, (MOST_PASSES if auto else exam.warmup) + 1):
+        label, began = f"warm-up {number}", time.monotonic()
+        try:
+            done = list(load.passing(engine, exam, batch, [label], deadline=deadline))
+        except load.Unfinished as early:
+            raise Stopped(str(early)) from None  # its answers are none that anybody measures
+        for point in done:
+            _refuse_silence(point, label)
+        warmup.tok_s.append(sum(a.output_tokens for p in done for a in p.answers) / sum(p.finished - p.arrival for p in done))
+        if auto:
+            warmup.stable = number > 1 and _apart(warmup.tok_s) <= AGREE
+            took = time.monotonic() - began
+            if warmup.stable or time.monotonic() + (exam.repetitions + 1) * took > deadline:
+                return
+
+
+def _refuse_silence(done: load.Repetition, label: str) -> None:
+    """A load that nobody answers is not driven to its end: what follows would be as empty."""
+    if sentence := load.unanswered(done):
+        raise Stopped(f"{sentence} (in {label})")
+
+
+def _apart(tok_s: list[float]) -> float:
+    """By how much the last two passes differ, as a fraction of the slower."""
+    return max(tok_s[-2:]) / min(tok_s[-2:]) - 1
+
+
+def keep(folder: Path, exam: Exam, found: Session, questions: list[Question], samples: pd.DataFrame, record: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write a session's rows: `requests.parquet`, `generations.parquet` (of the first repetition that has every
+    request, else of the last) and `telemetry.parquet`; returns the first two.
+
+    Raises:
+        Stopped: the load ended early. The rows are written, and `record` as a `run.json` that is marked partial.
+    """
+    whole = [r for r in found.done if len(r.answers) == exam.num_prompts * exam.n] or found.done[-1:]
+    requests, generations = load.requests_frame(found.done), load.generations_frame(whole[0] if whole else None, questions)
+    for name, frame in (("requests", requests), ("generations", generations), ("telemetry", samples)):
+        files.write_parquet(folder / f"{name}.parquet", frame)
+    if found.stopped:
+        runs.write_record(folder, exam, **record, partial=found.stopped)
+        files.write_json(folder / "result.json", results.stopped(exam.run, "INVALID", found.stopped, exam, "generate"))
+        raise Stopped(found.stopped)
+    return requests, generations
