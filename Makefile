@@ -78,6 +78,7 @@ bench: setup ## the project's own measurements against its peers (long)
 	@$(PY) tests/bench/preparation.py $(if $(GSM8K),--gsm8k "$(GSM8K)")
 	@$(PY) tests/bench/client_cost.py
 	@$(PY) tests/bench/client_scale.py
+	@$(PY) tests/bench/report_scale.py
 	@$(PY) tests/bench/verdict_rates.py
 
 # Declared by packages we use and never installed.

@@ -86,6 +86,15 @@ def test_a_chain_of_goldens_is_drawn_with_the_present_run():
     assert len(plots.golden_history("a", "output_tok_s", "tok/s", points, None).axes[0].get_legend().get_texts()) == 2
 
 
+def test_a_timeline_of_many_requests_draws_some_and_says_so():
+    rows = pd.DataFrame({"arrival_s": 0.0, "first_token_s": np.arange(3000.0), "last_token_s": np.arange(3000.0) + 5})
+    axes = plots.request_timeline(rows).axes[0]
+    assert axes.get_title() == "Requests of one repetition (n = 3,000, 400 of them shown)"
+    drawn = axes.collections[1].get_segments()
+    assert len(drawn) == 400 and drawn[0][0].tolist() == [0, 0] and drawn[-1][0].tolist() == [2999, 2999]
+    assert plots.request_timeline(rows.head(400)).axes[0].get_title() == "Requests of one repetition (n = 400)"
+
+
 def test_earlier_results_are_kept(folders):
     for value in (1, 2, 3):
         folder = runs.start("a")

@@ -204,5 +204,5 @@ def generations_frame(repetition: Repetition | None, questions: list[Question]) 
     asked = [by_id[a.prompt_id] for a in answers]
     return pd.DataFrame({
         "prompt_id": [a.prompt_id for a in answers], "sample": [a.sample for a in answers], "prompt": [q.text for q in asked], "gold": [q.gold for q in asked],
-        "answer": [a.text for a in answers], "token_ids": [np.asarray(a.token_ids, dtype=np.int64) for a in answers],
+        "answer": [a.text for a in answers], "token_ids": [np.asarray(a.token_ids, dtype=np.int32) for a in answers],
         "prompt_token_ids": [q.token_ids for q in asked], "finish_reason": [a.finish_reason for a in answers]})

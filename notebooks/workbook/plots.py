@@ -12,6 +12,9 @@ from matplotlib.ticker import StrMethodFormatter
 
 from workbook.metrics import THROUGHPUT, headline, kind
 
+MOST_LINES = 400
+"""Requests that a chart draws one by one: more than its height in pixels would only cover each other."""
+
 matplotlib.style.use("petroff10")
 
 
@@ -99,14 +102,18 @@ def differences_by_pair(name: str, losses: list[float], low: float, high: float,
 
 
 def request_timeline(requests: pd.DataFrame) -> Figure:
-    """One repetition: each request from its arrival over its first to its last token."""
+    """One repetition: each request from its arrival over its first to its last token; of more than `MOST_LINES` an
+    even choice."""
     figure, axes = _axes(7.2, 3.0)
     rows = requests.sort_values("first_token_s").reset_index(drop=True)
+    if len(rows) > MOST_LINES:
+        rows = rows.iloc[np.linspace(0, len(rows) - 1, MOST_LINES).round().astype(int)]
     axes.hlines(rows.index, rows.arrival_s, rows.first_token_s, color="0.8", lw=1, label="waiting for the first token")
     axes.hlines(rows.index, rows.first_token_s, rows.last_token_s, color="C0", lw=1, label="generating")
     axes.set_xlabel("seconds since the repetition began")
     axes.set_ylabel("request")
-    axes.set_title(f"Requests of one repetition (n = {len(rows)})", fontsize=10)
+    shown = "" if len(rows) == len(requests) else f", {len(rows)} of them shown"
+    axes.set_title(f"Requests of one repetition (n = {len(requests):,}{shown})", fontsize=10)
     axes.legend(loc="lower right", fontsize=8)
     return figure
 
