@@ -45,6 +45,7 @@ class Script(msgspec.Struct, forbid_unknown_fields=True):
         newline: what ends a line of the stream.
         comments: a keep-alive comment before every chunk, as vLLM's `--sse-keep-alive-interval`.
         pieces: in how many writes a chunk goes out.
+        refuses: fields of a request that are answered with 400, as a strict server does.
     """
     id: str = ""
     ttft: float = 0.0
@@ -59,6 +60,7 @@ class Script(msgspec.Struct, forbid_unknown_fields=True):
     newline: str = "\n"
     comments: bool = False
     pieces: int = 1
+    refuses: list[str] = []
 
 
 class Body(msgspec.Struct):
@@ -148,6 +150,8 @@ class Connection(asyncio.Protocol):
             script = msgspec.convert(self.server.default | (body.script or {}), Script)
         except msgspec.ValidationError as error:
             return self.fail(400, str(error))
+        if refused := [name for name in script.refuses if name in msgspec.json.decode(b"".join(self.body))]:
+            return self.fail(400, f"Unrecognized request argument supplied: {refused[0]}")
         self.start(body, script, received)
 
     def start(self, body: Body, script: Script, received: float):

@@ -1,5 +1,7 @@
 """Engines behind a URL: every load against a scripted server, its faults, and what a server is started with."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import psutil
@@ -22,7 +24,8 @@ def exam(url="", **values):
 
 def measured(url, **values):
     asked = exam(url, **values)
-    done = load.measure(http.HttpEngine(asked, [url]), asked, load.requests(asked, QUESTIONS), 2)
+    questions = [replace(q, max_tokens=asked.max_tokens) for q in QUESTIONS]
+    done = load.measure(http.HttpEngine(asked, [url]), asked, load.requests(asked, questions), 2)
     return asked, done, load.requests_frame(done)
 
 
@@ -70,7 +73,7 @@ def test_requests_go_to_the_server_with_the_fewest_under_way():
         questions = [Question(i, "q", [1], 2, None) for i in range(30)]
         done = load.measure(http.HttpEngine(asked, [quick.url, slow.url]), asked, load.requests(asked, questions), 1)
         counts = load.requests_frame(done).replica.value_counts()
-        assert counts[0] > 2 * counts[1] > 0 and (quick.count(), slow.count()) == (counts[0], counts[1])
+        assert counts[0] > 2 * counts[1] > 0 and (quick.count() - 1, slow.count()) == (counts[0], counts[1]), "and one that asked the first what it takes"
 
 
 @pytest.mark.parametrize("fault, reason", [
@@ -80,7 +83,8 @@ def test_requests_go_to_the_server_with_the_fewest_under_way():
     ({"fault": "few"}, None),
 ], ids=lambda f: f["fault"] if isinstance(f, dict) else "")
 def test_a_fault_makes_the_run_invalid_and_keeps_what_came(monkeypatch, fault, reason):
-    monkeypatch.setattr(client, "STALL_S", 0.3)
+    if fault["fault"] == "stall":
+        monkeypatch.setattr(client, "STALL_S", 0.3)
     with scripted_server.running(SCRIPT | fault) as broken:
         asked, _, frame = measured(broken.url, **CLOSED)
     assert len(frame) == 24 and all(r.startswith("error: ") for r in frame.finish_reason)
@@ -118,6 +122,33 @@ def test_an_endpoint_that_is_none(scripted, monkeypatch):
         monkeypatch.setenv(client.KEY_VARIABLE, "right")
         _, _, frame = measured(guarded.url)
         assert set(frame.finish_reason) == {"length"}
+
+
+def test_a_strict_server_is_asked_for_what_it_knows():
+    """Without the ids of the tokens, their number is the usage's."""
+    with scripted_server.running(SCRIPT | {"refuses": ["return_token_ids", "top_k"], "tokens": 2}) as strict:
+        _, _, frame = measured(strict.url, max_tokens=12)
+    assert set(frame.finish_reason) == {"length"} and (frame.output_tokens == 12).all()
+    assert (frame.itl_ms.str.len() == 5).all(), "six chunks of two tokens"
+
+
+@pytest.mark.parametrize("refuses, values, said", [
+    (["ignore_eos"], {}, "key 'ignore_eos' is true: the server answered HTTP 400: Unrecognized request argument supplied: ignore_eos; "
+                         "expected an endpoint that takes the field 'ignore_eos', as vLLM does"),
+    (["top_k"], {"temperature": 1.0, "top_k": 50}, "key 'top_k' is 50: the server answered HTTP 400: Unrecognized request argument supplied: top_k; "
+                                                   "expected an endpoint that takes the field 'top_k', as vLLM does"),
+    (["prompt"], {}, "key 'endpoint' is '{url}': the server answered HTTP 400: Unrecognized request argument supplied: prompt; "
+                     "expected a server that completes a prompt of token ids"),
+])
+def test_a_field_that_is_needed_and_refused(refuses, values, said):
+    with scripted_server.running(SCRIPT | {"refuses": refuses}) as strict, pytest.raises(BadInput) as refused:
+        http.HttpEngine(exam(strict.url, **values), [strict.url])
+    assert str(refused.value) == said.replace("{url}", strict.url)
+
+
+def test_a_key_that_only_the_completions_refuse():
+    with scripted_server.running({"fault": "unauthorized"}) as guarded, pytest.raises(BadInput, match=r"the server refused the API key \(HTTP 401"):
+        http.HttpEngine(exam(guarded.url), [guarded.url])
 
 
 # -- servers of our own -------------------------------------------------------------------------

@@ -18,6 +18,17 @@ def test_the_platform_is_more_than_a_marketing_name():
         assert name.endswith(f"x{len(os.sched_getaffinity(0))}") and " family " in name and " stepping " in name
 
 
+@pytest.mark.parametrize("url, name", [
+    ("http://127.0.0.1:8000", "endpoint 127.0.0.1_8000"), ("https://user:secret@llm.example.org/v1/", "endpoint llm.example.org_443"),
+    ("https://gate.example.org/team a/v1", "endpoint gate.example.org_443_team_a"), ("http://[::1]:8000", "endpoint 1_8000"),
+])
+def test_an_endpoints_platform_is_its_address(url, name, monkeypatch):
+    """Whatever machine asks, and without what is secret in it."""
+    monkeypatch.setattr(platforms, "gpus", lambda: (platforms.Gpu(0, "G", 1),))
+    exam = params.check({"run": "x", "engine": "endpoint", "endpoint": url})
+    assert platforms.platform_id(exam) == name and platforms.used_gpus(exam) == ()
+
+
 @pytest.mark.parametrize("requires, reason", [({"device": "gpu"}, "needs an NVIDIA GPU; this machine has none"), ({"gpus": 2}, "needs 2 GPUs; this machine has 0"),
                                               ({"device": "cpu"}, ""), ({}, "")])
 def test_what_a_machine_lacks_is_said(monkeypatch, requires, reason):

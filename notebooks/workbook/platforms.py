@@ -2,10 +2,12 @@
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from workbook import paths
 from workbook.errors import BadInput
@@ -83,9 +85,9 @@ def workers(exam: Exam) -> int:
 
 
 def accelerators_used(exam: Exam) -> int:
-    """How many GPUs the exam takes, 0 without a GPU: replicas have GPUs of their own as long as there are some, and
-    share them after that. Raises as `workers`."""
-    if not gpus():
+    """How many GPUs of this machine the exam takes, 0 without a GPU and for an endpoint: replicas have GPUs of their
+    own as long as there are some, and share them after that. Raises as `workers`."""
+    if not gpus() or exam.engine == "endpoint":
         return 0
     each = workers(exam)
     return each * min(exam.replicas, max(1, len(gpus()) // each))
@@ -95,12 +97,22 @@ def platform_id(exam: Exam) -> str:
     """Name of the platform an exam runs on, and so of its goldens' folder.
 
     `NVIDIA H100 80GB HBM3 x1` (GPU name and GPUs used), or the CPU's vendor, family, model and stepping
-    with the cores used: a CPU's marketing name says nothing.
+    with the cores used: a CPU's marketing name says nothing. For an endpoint, which does not say what it runs on,
+    its address: what this machine is does not matter there.
     """
+    if exam.engine == "endpoint":
+        return f"endpoint {_address(exam.endpoint)}"
     if gpus():
         return f"{gpus()[0].name} x{accelerators_used(exam)}"
     c = cpu()
     return f"{c['vendor']} family {c['family']} model {c['model']} stepping {c['stepping']} x{len(cores())}"
+
+
+def _address(url: str) -> str:
+    """Host, port and path of a URL as one word for a file name; user and password are left out."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", f"{parts.hostname}_{port}{parts.path.rstrip('/').removesuffix('/v1')}").strip("_")
 
 
 def unmet(exam: Exam) -> str:

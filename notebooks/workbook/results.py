@@ -174,6 +174,9 @@ def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], r
     arrived += "" if exam.ignore_eos else f", {validity.cut_off:.0%} cut off at {exam.max_tokens} tokens"
     full = ", ".join(f"{name.removesuffix('_busy_pct').upper()} {value:.0f} % busy" for name, value in record["busy"].items()) or "the load was too short to sample"
     full += f"; {record['telemetry_problem']}" if record["telemetry_problem"] else ""
+    balance = _balance(requests, len(record["machine"]["gpus"]))
+    if exam.engine == "endpoint":
+        full, balance = f"what the endpoint runs on is not seen from here; this machine, its client: {full}", "one endpoint: what is behind it is not seen from here"
     speed = "; ".join([*(g["sentence"] for g in gated.values()), *filter(None, [declared])])
     speed = speed or no_golden or ("not compared" if validity.problems else "no metric is gated")
     if (warmup := record.get("warmup")) and warmup["stable"] is False:
@@ -182,7 +185,7 @@ def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], r
     return [
         {"question": "Did every answer arrive?", "answer": "; ".join([arrived, *validity.problems])},
         {"question": "Are the accelerators full?", "answer": full},
-        {"question": "Do they pull together?", "answer": "; ".join(filter(None, [_balance(requests, len(record["machine"]["gpus"])), scaling.sentence(scaled)]))},
+        {"question": "Do they pull together?", "answer": "; ".join(filter(None, [balance, scaling.sentence(scaled)]))},
         {"question": "Faster or slower than the golden?", "answer": speed},
         {"question": "Right or wrong?", "answer": correct},
     ]

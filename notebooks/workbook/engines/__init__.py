@@ -1,6 +1,6 @@
 """Engines: the ways vLLM is driven, behind one small set of methods.
 
-Every engine has `counters`, `kv_cache_peak`, `metrics_urls`, `window`, `attention_backend`, `load_s` and `close`. The offline one answers a batch
+Every engine has `counters`, `kv_cache_peak`, `metrics_urls`, `window`, `attention_backend`, `load_s`, `serves` and `close`. The offline one answers a batch
 (`generate`); the others answer request by request (`answer`) in a load that they run on their event loop (`run`).
 Nothing outside this package imports vllm, and here only the start of an engine does.
 """

@@ -70,13 +70,14 @@ class LocalEngine:
     Attributes:
         load_s: seconds from the start of the import to an engine that answers.
         metrics_urls: servers that say how full their KV cache is: none.
+        serves: the exam's model.
     """
 
     metrics_urls = ()
     _kv_cache_peak: float | None = None
 
     def __init__(self, exam: Exam, model: Path, log: Path, in_process: bool = False):
-        self._exam = exam
+        self._exam, self.serves = exam, exam.model
         self._memory_before = platforms.gpu_memory_used(exam)
         os.environ.update(environment(exam, in_process))
         began = time.monotonic()

@@ -14,12 +14,26 @@ from workbook.params import Exam
 ASK_S = 10
 """Seconds that a server may take to say what it serves."""
 
+PROBE_S = 30
+"""Seconds for the request that finds out what the server takes."""
+REFUSALS = tuple(f"the server answered HTTP {status}" for status in (400, 422))
+"""How a reply's error begins where the server does not take a request's fields."""
+VLLM_ONLY = {"top_k", "ignore_eos"}
+"""Fields of a request that OpenAI's API does not have."""
+
+
+def sampling(exam: Exam) -> dict[str, Any]:
+    """An exam's sampling as fields of a request; what only vLLM has, only where it changes something."""
+    found = {"temperature": exam.temperature, "top_p": exam.top_p, "top_k": exam.top_k, "ignore_eos": exam.ignore_eos}
+    return {name: value for name, value in found.items() if value or name not in VLLM_ONLY}
+
 
 class HttpEngine:
     """One or more servers of the same model; each request goes to the one with the fewest under way.
 
     Attributes:
         load_s: seconds until they answered; 0 for servers that were there before.
+        serves: what the server calls its model.
     """
 
     load_s = 0.0
@@ -27,14 +41,16 @@ class HttpEngine:
     def __init__(self, exam: Exam, urls: Sequence[str]):
         self._exam, self._urls = exam, [url.rstrip("/").removesuffix("/v1") for url in urls]
         self._served = self._ask_model(self._urls[0])
-        self._model = self._served["id"]
+        self._model = self.serves = self._served["id"]
         self._under_way = [0] * len(self._urls)
         self._turn = itertools.count()
+        self._sampling = sampling(exam)
+        self._token_ids = exam.engine != "endpoint" or self._takes_token_ids()
 
     def run(self, work: Coroutine) -> Any:
         """Run a load on an event loop; its `answer` calls reach the servers."""
         async def with_clients() -> Any:
-            self._clients = [client.Client(url, timeout_s=self._exam.timeout_s, stall_s=client.STALL_S) for url in self._urls]
+            self._clients = [client.Client(url, timeout_s=self._exam.timeout_s, stall_s=client.STALL_S, token_ids=self._token_ids) for url in self._urls]
             try:
                 return await work
             finally:
@@ -43,14 +59,12 @@ class HttpEngine:
 
     async def answer(self, request: Request) -> Answer:
         """Answer one request; one that fails is an answer whose finish reason says why."""
-        e, turn = self._exam, next(self._turn)
-        count = len(self._urls)
+        turn, count = next(self._turn), len(self._urls)
         replica = min(range(count), key=lambda i: (self._under_way[i], (i - turn) % count))
         self._under_way[replica] += 1
-        sampling = {"temperature": e.temperature, "top_p": e.top_p, "ignore_eos": e.ignore_eos} | ({"top_k": e.top_k} if e.top_k else {})
         try:
             reply = await self._clients[replica].complete(
-                client.Request(request.token_ids, request.max_tokens, self._model, request.seed, sampling, request.arrival))
+                client.Request(request.token_ids, request.max_tokens, self._model, request.seed, self._sampling, request.arrival))
         finally:
             self._under_way[replica] -= 1
         reason = f"error: {reply.error}" if reply.error else reply.finish_reason or "none"
@@ -92,6 +106,37 @@ class HttpEngine:
 
     def close(self) -> None:
         """Leave the servers as they are."""
+
+    def _takes_token_ids(self) -> bool:
+        """Whether the server takes `return_token_ids`, which only vLLM has: found out by a request of one token, which
+        nobody measures. Where it does not, its usage says how many tokens there were.
+
+        Raises:
+            BadInput: it refuses the key, or a field that the exam needs. (Any other fault is the load's to find.)
+        """
+        for token_ids in (True, False):
+            if not (refused := self._refused(self._sampling, token_ids)):
+                return token_ids
+        where = f"key 'endpoint' is {self._urls[0]!r}"
+        if plain := self._refused({name: value for name, value in self._sampling.items() if name not in VLLM_ONLY}, False):
+            raise BadInput(f"{where}: {plain}; expected a server that completes a prompt of token ids")
+        for name in VLLM_ONLY & self._sampling.keys():
+            if alone := self._refused({name: self._sampling[name]}, False):
+                raise BadInput(f"key '{name}' is {str(self._sampling[name]).lower()}: {alone}; expected an endpoint that takes the field '{name}', as vLLM does")
+        raise BadInput(f"{where}: {refused}; expected a server that takes the exam's sampling parameters")
+
+    def _refused(self, fields: dict[str, Any], token_ids: bool) -> str:
+        """Why the server refuses a request with these fields; empty if it does not."""
+        async def ask() -> client.Reply:
+            probe = client.Client(self._urls[0], timeout_s=PROBE_S, token_ids=token_ids)
+            try:
+                return await probe.complete(client.Request([1], 1, self._model, sampling=fields))
+            finally:
+                await probe.close()
+        reply = arrivals.run(ask())
+        if reply.fault == "unauthorized":
+            raise BadInput(f"key 'endpoint' is {self._urls[0]!r}: {reply.error}")
+        return reply.error if reply.error.startswith(REFUSALS) else ""
 
     def _ask_model(self, url: str) -> dict[str, Any]:
         """What the server says of its first model.

@@ -23,6 +23,8 @@ from workbook.params import Exam
 
 STOP_S = 30
 """Seconds a server may take to stop before it is killed."""
+DYING_S = 5
+"""Seconds for a server that answers no more to say how it ended."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -46,6 +48,7 @@ class ServerEngine(HttpEngine):
             # Noted now: those of a server that is killed later are nobody's children by the time it is stopped.
             self._tree = self._descendants()
             super().__init__(exam, urls)
+            self.serves = exam.model
             if adapter := models.adapter(exam):
                 self._model = adapter.name
         except BaseException:
@@ -60,13 +63,17 @@ class ServerEngine(HttpEngine):
             EngineDied: a server has ended in it, with the last error in its log.
         """
         result = super().run(work)
-        for process in self._processes:
-            if (code := process.poll()) is not None:
-                raise EngineDied(f"a server died: {self._why(code)}")
+        for url, process in zip(self._urls, self._processes, strict=True):
+            if not _is_ready(url):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=DYING_S)
+                raise EngineDied(f"a server died: {self._why(process.returncode)}")
         return result
 
-    def _why(self, code: int) -> str:
-        return last_error(self._log, self._log_start) or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"its process ended with {code}")
+    def _why(self, code: int | None) -> str:
+        """What it said last; else how it ended, by its exit code (None: it runs, and does not answer)."""
+        end = "it does not answer any more" if code is None else f"killed by {signal.Signals(-code).name}" if code < 0 else f"its process ended with {code}"
+        return last_error(self._log, self._log_start) or end
 
     def _launch(self, exam: Exam, model: Path, index: int, port: int) -> str:
         words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port),
