@@ -47,6 +47,8 @@ WRONG = [
     ({"load": "poisson", "request_rate": 2}, "parameters: key 'load' is 'poisson': the offline engine takes all requests at once; expected batch, or engine: async, server or endpoint"),
     (ASYNC | {"load": "poisson"}, "parameters: key 'request_rate' is 0: load 'poisson' sends by the clock; expected more than 0, requests a second"),
     (ASYNC | {"load": "gamma", "request_rate": -1.0}, "parameters: key 'request_rate' is -1.0; expected at least 0.0"),
+    (ASYNC | {"load": "poisson", "request_rate": float("inf")}, "parameters: key 'request_rate' is inf; expected a finite number"),
+    ({"slo": {"ttft_ms": float("nan")}}, "parameters: key 'slo.ttft_ms' is nan; expected a finite number"),
     (ASYNC | {"load": "closed"}, "parameters: key 'concurrency' is empty: a closed loop keeps so many requests under way; expected one size or several"),
     (ASYNC | {"load": "closed", "concurrency": [4], "request_rate": 2},
      "parameters: key 'request_rate' is 2: load 'closed' has no rate; expected 0, or load: poisson, gamma or burst"),

@@ -26,7 +26,7 @@ FROM_FILE = ("gsm8k", "jsonl", "sharegpt")
 
 class Section(BaseModel):
     """Strict: no unknown keys, and no silent conversion of one type to another."""
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Requires(Section):
@@ -262,7 +262,7 @@ def _is_parameter(name: str, value: Any) -> bool:
 
 
 EXPECTED = {
-    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number", "bool_type": "true or false",
+    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number", "finite_number": "a finite number", "bool_type": "true or false",
     "string_type": "text", "list_type": "a list", "dict_type": "a mapping of keys to values", "model_type": "a mapping of keys to values",
     "greater_than_equal": "at least {ge}", "greater_than": "more than {gt}", "less_than_equal": "at most {le}", "less_than": "less than {lt}",
     "string_too_short": "a text that is not empty", "string_pattern_mismatch": "a text of the form {pattern}", "literal_error": "{expected}",
