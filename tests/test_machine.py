@@ -70,6 +70,9 @@ def test_the_cause_of_a_dead_engine_is_found_in_its_log(tmp_path):
     assert base.last_error(log) == ""
     log.write_text("INFO fine\n(Worker pid=1) ERROR [x.py:1] RuntimeError: out of paper\nINFO bye\n")
     assert base.last_error(log) == "RuntimeError: out of paper"
+    with log.open("a") as more:
+        more.write("\n(APIServer pid=7) WARNING 11-22 04:09:59 [system_utils.py:255] This can cause fd limit errors like `OSError: [Errno 24] Too many open files`.\n")
+    assert base.last_error(log) == "RuntimeError: out of paper", "a warning is no error"
 
 
 def test_the_peak_of_the_kv_cache_is_that_since_it_was_last_asked():

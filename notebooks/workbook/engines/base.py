@@ -255,6 +255,7 @@ def last_error(log: Path, start: int = 0) -> str:
     """The last error a process of the engine printed from byte `start` of its log on, or an empty text: why it
     died, if it had time to say."""
     lines = log.read_bytes()[start:].decode(errors="replace").splitlines() if log.exists() else []
-    # Some errors only say that another one was logged before them.
-    found = (re.search(r"\b(\w+(?:Error|Exception): .+|error: (?:unrecognized|argument) .+)", line) for line in reversed(lines) if "root cause" not in line)
+    # Some errors only say that another one was logged before them, and some warnings name one that never came.
+    lines = [line for line in lines if "root cause" not in line and not re.search(r"\b(?:INFO|WARNING) \d\d-\d\d ", line)]
+    found = (re.search(r"\b(\w+(?:Error|Exception): .+|error: (?:unrecognized|argument) .+)", line) for line in reversed(lines))
     return next((m.group(1) for m in found if m), "")

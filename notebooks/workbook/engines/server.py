@@ -71,9 +71,11 @@ class ServerEngine(HttpEngine):
         return result
 
     def _why(self, code: int | None) -> str:
-        """What it said last; else how it ended, by its exit code (None: it runs, and does not answer)."""
-        end = "it does not answer any more" if code is None else f"killed by {signal.Signals(-code).name}" if code < 0 else f"its process ended with {code}"
-        return last_error(self._log, self._log_start) or end
+        """How it ended, by its exit code (None: it runs, and does not answer): a signal leaves no time to say more;
+        else the last error in its log."""
+        if code is not None and code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        return last_error(self._log, self._log_start) or ("it does not answer any more" if code is None else f"its process ended with {code}")
 
     def _launch(self, exam: Exam, model: Path, index: int, port: int) -> str:
         words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port),
