@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import time
+from typing import Any
 
 from workbook import paths
 
@@ -19,10 +20,18 @@ TOLERANCE = 0.10
 def measure() -> dict[str, list[float]]:
     """Seconds of each control, `SAMPLES` of each: `host_s` (a single-thread Python loop) and `device_s`
     (a copy and a matrix product on the accelerator, or on all cores)."""
-    job = subprocess.run([sys.executable, "-m", "workbook.controls"], capture_output=True, text=True,
-                         env=paths.child_environment())
+    return in_own_process("workbook.controls")
+
+
+def in_own_process(module: str) -> Any:
+    """Run `python -m module` and return what its last line says, as JSON.
+
+    Raises:
+        RuntimeError: it failed, with the last line of its error.
+    """
+    job = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, env=paths.child_environment())
     if job.returncode:
-        raise RuntimeError(f"the controls failed: {job.stderr.strip().splitlines()[-1:]}")
+        raise RuntimeError(f"{module} failed: {job.stderr.strip().splitlines()[-1:]}")
     return json.loads(job.stdout.splitlines()[-1])
 
 

@@ -45,6 +45,8 @@ METRICS = {
     "makespan_s": Metric("s", "lower", "first scheduled arrival to the last answer in hand"),
     "acceptance_pct": Metric("%", "higher", "accepted / drafted tokens of speculative decoding, where there is any"),
     "preemptions": Metric("requests", "lower", "times a running request was put back for want of KV cache"),
+    "bandwidth_roof_pct": Metric("%", "higher", "vLLM's estimate of bytes read and written / makespan / accelerators / the bandwidth measured on this machine"),
+    "compute_roof_pct": Metric("%", "higher", "vLLM's estimate of FLOPs / makespan / accelerators / the bf16 rate measured on this machine"),
     "prefix_hit_pct": Metric("%", "higher", "prompt tokens found in the prefix cache, where it is on"),
     "kv_cache_peak_pct": Metric("%", "lower", "largest share of the KV cache in use at the end of a step, in any engine (a server is asked every two seconds)"),
     "memory_peak_gb": Metric("GB", "lower", "most memory in use on any one of the GPUs; without a GPU, resident in the process tree; sampled twice a second"),

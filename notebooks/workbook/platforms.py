@@ -69,6 +69,12 @@ def cpu() -> dict[str, str]:
             (("vendor", "vendor_id"), ("family", "cpu family"), ("model", "model"), ("stepping", "stepping"), ("name", "model name"))}
 
 
+def cpu_id() -> str:
+    """The CPU's vendor, family, model and stepping: its marketing name says nothing."""
+    c = cpu()
+    return f"{c['vendor']} family {c['family']} model {c['model']} stepping {c['stepping']}"
+
+
 def workers(exam: Exam) -> int:
     """How many workers the exam's engine has, each with a GPU where there are any: the product of its parallel sizes.
 
@@ -96,16 +102,14 @@ def accelerators_used(exam: Exam) -> int:
 def platform_id(exam: Exam) -> str:
     """Name of the platform an exam runs on, and so of its goldens' folder.
 
-    `NVIDIA H100 80GB HBM3 x1` (GPU name and GPUs used), or the CPU's vendor, family, model and stepping
-    with the cores used: a CPU's marketing name says nothing. For an endpoint, which does not say what it runs on,
-    its address: what this machine is does not matter there.
+    `NVIDIA H100 80GB HBM3 x1` (GPU name and GPUs used), or `cpu_id` with the cores used. For an endpoint, which does
+    not say what it runs on, its address: what this machine is does not matter there.
     """
     if exam.engine == "endpoint":
         return f"endpoint {_address(exam.endpoint)}"
     if gpus():
         return f"{gpus()[0].name} x{accelerators_used(exam)}"
-    c = cpu()
-    return f"{c['vendor']} family {c['family']} model {c['model']} stepping {c['stepping']} x{len(cores())}"
+    return f"{cpu_id()} x{len(cores())}"
 
 
 def _address(url: str) -> str:
