@@ -16,7 +16,7 @@ def exam(variant="gpu2", **values):
 
 def record(asked: params.Exam, gpus: int, finished="2026-05-01T10:00:00+00:00", **subject):
     return {"params": asked.model_dump(), "work_sha256": asked.work_hash(), "prompts_sha256": "p", "finished": finished,
-            "machine": {"platform": f"G x{gpus}", "gpus": [GPU] * gpus}, "busy": {}, "telemetry_problem": "",
+            "machine": {"platform": f"G x{gpus}", "gpus": [GPU] * gpus}, "busy": {}, "telemetry_problem": "", "bound": [],
             "subject": {"model": "m", "weights_sha256": "w", "env": {}, "engine_args": asked.engine_args} | subject}
 
 

@@ -177,6 +177,7 @@ def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], r
     balance = _balance(requests, len(record["machine"]["gpus"]))
     if exam.engine == "endpoint":
         full, balance = f"what the endpoint runs on is not seen from here; this machine, its client: {full}", "one endpoint: what is behind it is not seen from here"
+    full = "; ".join([full, *(p["sentence"] for p in record["bound"][-1:])])
     speed = "; ".join([*(g["sentence"] for g in gated.values()), *filter(None, [declared])])
     speed = speed or no_golden or ("not compared" if validity.problems else "no metric is gated")
     if (warmup := record.get("warmup")) and warmup["stable"] is False:

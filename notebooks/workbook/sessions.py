@@ -11,7 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from workbook import controls, engines, files, load, metrics, models, params, paths, platforms, runs, subjects, telemetry, tokens, validity, verdicts
+from workbook import (controls, engines, files, limits, load, measurement, metrics, models, params, paths, platforms, roofline, runs, subjects, telemetry,
+                      tokens, validity, verdicts)
+from workbook.errors import Stopped
 from workbook.params import Exam
 
 CONFIRMING = 2
@@ -124,22 +126,21 @@ def _take(exam: Exam, first: dict[str, Any], log: Path) -> tuple[dict[str, Any],
     questions = subjects.questions(exam, tokens.Tokenizer(model), models.window(exam, model))
     control_times = controls.measure()
     engine = engines.start(exam, model, log)
-    same = {"weights_sha256": models.verified_sha256(exam, model), "attention": engine.attention_backend(), "packages": platforms.versions()}
+    same = {"weights_sha256": models.verified_sha256(exam, model), "model": engine.serves, "attention": engine.attention_backend(), "packages": platforms.versions()}
     if changed := _changed(first, subjects.prompt_set_sha256(questions), same):
         engine.close()
         raise RuntimeError(f"changed since the first session: {', '.join(changed)}")
-    batch = load.requests(exam, questions)
-    load.measure(engine, exam, batch, exam.warmup, "confirming session, warm-up")
     with telemetry.Sampler([g.index for g in platforms.used_gpus(exam)], engine.metrics_urls) as sampler:
-        done = load.measure(engine, exam, batch, exam.repetitions, "confirming session, repetition")
-    # Only here: an engine that failed may hang in its own shutdown, and goes with the kernel anyway.
+        measured = measurement.measure(engine, exam, load.requests(exam, questions), limits.deadline(exam.timeout_s))
+    if measured.stopped:  # the engine may hang in its own shutdown, and goes with the kernel anyway
+        raise Stopped(measured.stopped)
     engine.close()
-    samples, windows = sampler.frame(), [(r.arrival, r.finished) for r in done]
+    done, samples, windows = measured.done, sampler.frame(), [(r.arrival, r.finished) for r in measured.done]
     telemetry.note(done, samples, here=exam.engine != "endpoint")
-    record = {"session": CONFIRMING, "controls": control_times, "busy": telemetry.busy(samples, windows), "load_s": engine.load_s,
-              "disturbed": telemetry.disturbances(samples, windows), "telemetry_problem": sampler.problem,
-              "repetitions": load.passes(done, CONFIRMING, startup_s=engine.load_s),
-              "prefix_cache_hits": sum(r.counters.get("vllm:prefix_cache_hits", 0) for r in done)}
+    roofline.note(exam, done, roofline.Calibration(**first["roof"]), log)
+    record = measured.record(CONFIRMING, engine.load_s) | {
+        "session": CONFIRMING, "controls": control_times, "load_s": engine.load_s, "busy": telemetry.busy(samples, windows),
+        "disturbed": telemetry.disturbances(samples, windows), "telemetry_problem": sampler.problem}
     return record, load.requests_frame(done, CONFIRMING), samples
 
 

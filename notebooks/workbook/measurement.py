@@ -59,9 +59,9 @@ class Session:
     done: list[load.Repetition] = field(default_factory=list)
     stopped: str = ""
 
-    def record(self, startup_s: float = 0.0) -> dict[str, Any]:
-        """For `run.json`; `startup_s` as `load.passes`."""
-        return {"finished": runs.now(), "repetitions": load.passes(self.done, startup_s=startup_s), "warmup": self.warmup.record(),
+    def record(self, number: int = 1, startup_s: float = 0.0) -> dict[str, Any]:
+        """For `run.json`; `number` is the session's, `startup_s` as `load.passes`."""
+        return {"finished": runs.now(), "repetitions": load.passes(self.done, number, startup_s), "warmup": self.warmup.record(),
                 "prefix_cache_hits": sum(r.counters.get("vllm:prefix_cache_hits", 0) for r in self.done)}
 
 

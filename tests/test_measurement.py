@@ -10,7 +10,7 @@ import psutil
 import pytest
 import scripted_server
 from conftest import ROOT, command, environment
-from workbook import executor, files, limits, load, params, paths, runs, session
+from workbook import executor, files, limits, load, measurement, params, paths, runs
 from workbook.engines import Answer, EngineDied, http
 from workbook.errors import BadInput, Stopped
 from workbook.subjects import Question
@@ -44,7 +44,7 @@ class Paced:
 
 def measured(engine, deadline=math.inf, **values):
     exam = EXAM.model_copy(update=values)
-    return session.measure(engine, exam, load.requests(exam, QUESTIONS), deadline)
+    return measurement.measure(engine, exam, load.requests(exam, QUESTIONS), deadline)
 
 
 # -- warm-up ------------------------------------------------------------------------------------
@@ -57,8 +57,8 @@ def rates(monkeypatch, *tok_s, exam=EXAM, deadline=math.inf):
     def passing(engine, exam, batch, labels, *, deadline):
         yield load.Repetition(1, 0, 0.0, 66 / next(made), [answered(r) for r in batch], {})
     monkeypatch.setattr(load, "passing", passing)
-    found = session.WarmUp()
-    session.warm_up(None, exam, load.requests(exam, QUESTIONS), found, deadline)
+    found = measurement.WarmUp()
+    measurement.warm_up(None, exam, load.requests(exam, QUESTIONS), found, deadline)
     return found
 
 
@@ -87,7 +87,7 @@ def test_a_warm_up_leaves_the_repetitions_their_time():
 
 def test_a_sweep_is_warm_when_all_its_points_together_are():
     exam = EXAM.model_copy(update={"concurrency": [1, 6], "warmup": 1})
-    found = session.measure(Paced(0.05), exam, load.requests(exam, QUESTIONS))
+    found = measurement.measure(Paced(0.05), exam, load.requests(exam, QUESTIONS))
     assert found.warmup.tok_s[0] == pytest.approx(77 / 0.1, rel=0.3) and [r.point for r in found.done] == [1, 6, 1, 6]
 
 
@@ -127,11 +127,11 @@ def test_time_is_up_in_a_load_over_http():
                              "repetitions": 3, "warmup": 0})
         engine = http.HttpEngine(exam, [server.url])
         batch = load.requests(exam, QUESTIONS[:2] + [Question(2, "long", [1], 100_000, None)])
-        found = session.measure(engine, exam, batch, time.monotonic() + 2)
+        found = measurement.measure(engine, exam, batch, time.monotonic() + 2)
         assert found.stopped == f"{limits.UP} (in repetition 1/3, closed of 1, with 2 of 3 answers)"
         assert [a.prompt_id for a in found.done[0].answers] == [0, 1] and len(load.requests_frame(found.done)) == 2
         threading.Timer(2, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
-        assert session.measure(engine, exam, batch).stopped == "interrupted (in repetition 1/3, closed of 1, with 2 of 3 answers)"
+        assert measurement.measure(engine, exam, batch).stopped == "interrupted (in repetition 1/3, closed of 1, with 2 of 3 answers)"
 
 
 def test_a_load_that_nobody_answers_ends_with_its_first_pass():
@@ -139,8 +139,8 @@ def test_a_load_that_nobody_answers_ends_with_its_first_pass():
         exam = params.check({"run": "x", "engine": "endpoint", "endpoint": server.url, "num_prompts": 6, "max_tokens": 11})
         engine, batch = http.HttpEngine(exam, [server.url]), load.requests(exam, QUESTIONS)
         sentence = "not one request was answered: 6 × error: the server answered HTTP 500: the engine is on fire"
-        assert session.measure(engine, exam, batch).stopped == f"{sentence} (in warm-up 1)"
-        found = session.measure(engine, exam.model_copy(update={"warmup": 0}), batch)
+        assert measurement.measure(engine, exam, batch).stopped == f"{sentence} (in warm-up 1)"
+        found = measurement.measure(engine, exam.model_copy(update={"warmup": 0}), batch)
         assert found.stopped == f"{sentence} (in repetition 1/3)" and len(found.done[0].answers) == 6
 
 
@@ -162,7 +162,7 @@ def test_a_time_limit_that_is_not_reached_interrupts_nothing():
 
 
 def kept(folder, found):
-    return session.keep(folder, EXAM, found, QUESTIONS, pd.DataFrame({"time": [1.0]}), found.record() | {"machine": {}})
+    return measurement.keep(folder, EXAM, found, QUESTIONS, pd.DataFrame({"time": [1.0]}), found.record() | {"machine": {}})
 
 
 def test_a_partial_session_is_kept_marked_and_never_judged(folders):
@@ -179,7 +179,7 @@ def test_a_partial_session_is_kept_marked_and_never_judged(folders):
 
 def test_a_session_without_an_answer_can_be_kept(folders):
     with pytest.raises(Stopped):
-        kept(paths.run_folder("x"), session.Session(stopped="why"))
+        kept(paths.run_folder("x"), measurement.Session(stopped="why"))
     assert len(pd.read_parquet(paths.run_folder("x") / "requests.parquet")) == len(pd.read_parquet(paths.run_folder("x") / "generations.parquet")) == 0
 
 

@@ -1,0 +1,172 @@
+"""Diagnosis: what generation is bound by, in one sentence with its evidence."""
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workbook import platforms, roofline, telemetry
+from workbook.load import Repetition
+from workbook.params import Exam
+
+BANDWIDTH, COMPUTE, QUEUE, STARVED, HOST, LATENCY, UNKNOWN = KINDS = (
+    "bandwidth-bound", "compute-bound", "queue-bound", "starved of requests", "host-bound", "latency-bound", "not known")
+
+NEAR_PCT = 60
+"""Share of a roof from which it is the bound: no real mix of kernels runs at the rate of one large copy or product,
+and the ramp and the tail of the load are inside the window."""
+BUSY_PCT = 80
+"""From here on an accelerator counts as busy: less, and a fifth of the time it waits for something else."""
+QUEUE_PCT = 30
+"""Share of their time in the engine that requests wait for the scheduler, from which the queue is the bound."""
+PREEMPTED = 0.1
+"""Preemptions a request that mean the KV cache is full: each one throws a prefill away."""
+IDLE_PCT = 10
+"""Share of the time without any request from which the load, and not the engine, sets the pace."""
+FEW = 0.25
+"""Requests under way, as a fraction of those the engine may run at once, that leave it room for many more."""
+SLOTS = 256
+"""vLLM's default of `max_num_seqs`; 1024 on GPUs of 70 GiB and more, where a quarter of this is few all the more."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a diagnosis rests on, means over the repetitions; NaN where it was not measured.
+
+    Attributes:
+        bandwidth_pct, compute_pct: shares of the roofs.
+        absent: why there are no shares; else empty.
+        others_pct: share of the CPU that other processes took while the roofs were measured.
+        device: GPU or CPU; accelerator where it is a server's that runs elsewhere.
+        busy_pct: time the GPUs ran a kernel, or the CPU's cores anything.
+        in_flight: requests under way.
+        idle_pct: time without a request under way.
+        queue_pct: part of the requests' time in the engine before the scheduler first took them.
+        preempted: preemptions a request.
+        slots: requests that the engines may run at once; 0 if not known.
+        paced: requests arrive by a schedule, whatever the engine does (an open loop).
+    """
+    bandwidth_pct: float = nan
+    compute_pct: float = nan
+    absent: str = ""
+    others_pct: float = 0.0
+    device: str = "CPU"
+    busy_pct: float = nan
+    in_flight: float = 0.0
+    idle_pct: float = 0.0
+    queue_pct: float = nan
+    preempted: float = 0.0
+    slots: int = 0
+    paced: bool = False
+
+
+def diagnose(e: Evidence) -> tuple[str, str]:
+    """What it is bound by (one of `KINDS`) and the sentence that says why."""
+    kind = _kind(e)
+    busy = f"{e.device} {e.busy_pct:.0f} % busy" if isfinite(e.busy_pct) else f"{e.device} not sampled"
+    under_way = f"{e.in_flight:,.1f} requests under way on average" + (f", of {e.slots:,} that may run at once" if e.slots else "")
+    waits = [f"requests wait for the scheduler {e.queue_pct:.0f} % of their time"] * isfinite(e.queue_pct)
+    said = {
+        BANDWIDTH: [_roofs(e)],
+        COMPUTE: [_roofs(e)],
+        QUEUE: [*waits, f"{e.preempted:.2g} preemptions a request", under_way, _roofs(e)],
+        STARVED: [under_way, *([f"none {e.idle_pct:.0f} % of the time"] if e.idle_pct >= 1 else []), busy, _roofs(e)],
+        HOST: [f"{busy} with {under_way}", _roofs(e)],
+        LATENCY: [f"{busy}, yet far from both roofs: small or slow kernels, or waits inside them", under_way, _roofs(e)],
+        UNKNOWN: [busy, under_way, _roofs(e)],
+    }
+    return kind, f"{kind}: {'; '.join(said[kind])}"
+
+
+def _kind(e: Evidence) -> str:
+    if max(shares := [x for x in (e.bandwidth_pct, e.compute_pct) if isfinite(x)], default=0) >= NEAR_PCT:
+        return BANDWIDTH if e.bandwidth_pct == max(shares) else COMPUTE
+    if e.queue_pct >= QUEUE_PCT or e.preempted >= PREEMPTED:
+        return QUEUE
+    few, busy = e.in_flight < FEW * e.slots, e.busy_pct >= BUSY_PCT
+    # A schedule's few requests keep a device busy by their latency alone; more of them would share its steps.
+    if e.idle_pct >= IDLE_PCT or few and (e.paced or not busy):
+        return STARVED
+    if busy and shares:
+        return LATENCY
+    return HOST if e.busy_pct < BUSY_PCT else UNKNOWN
+
+
+def _roofs(e: Evidence) -> str:
+    if e.absent or not isfinite(e.bandwidth_pct):
+        return f"share of the roofs not known: {e.absent or 'not measured'}"
+    said = f"{e.bandwidth_pct:.0f} % of the bandwidth roof, {e.compute_pct:.0f} % of the compute roof"
+    if max(e.bandwidth_pct, e.compute_pct) > 100:
+        said += " (more than all of it: a part of what vLLM counts stays in caches, or the roof was measured too low)"
+    if e.others_pct > roofline.QUIET_PCT:
+        said += f" (roofs measured while other processes took {e.others_pct:.0f} % of the CPU: they are higher)"
+    return said
+
+
+def evidence(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], busy: dict[str, float],
+             roof: roofline.Calibration, absent: str = "") -> Evidence:
+    """Gather what `diagnose` needs, of one point of a load.
+
+    Args:
+        requests: the point's rows of `load.requests_frame`.
+        done: the point's passes, as `roofline.note` left them.
+        busy: as `telemetry.busy`, of the point's windows.
+        roof: what the shares are shares of.
+        absent: what `roofline.note` said.
+    """
+    ended = requests[requests.last_token_s.notna()]
+    makespan = sum(r.finished - r.arrival for r in done)
+    in_use = sum(_occupied(rows) for _, rows in ended.groupby(["session", "repetition"]))
+    gpus = [value for name, value in busy.items() if name.startswith("gpu")]
+    local = exam.engine != "endpoint"
+    return Evidence(
+        *(float(np.median([r.measured.get(share, nan) for r in done])) for share in roofline.SHARES), absent, roof.others_pct,
+        device=("GPU" if platforms.gpus() else "CPU") if local else "accelerator",
+        busy_pct=(float(np.mean(gpus)) if gpus else busy.get("cpu_busy_pct", nan)) if local else nan,
+        in_flight=float((ended.last_token_s - ended.arrival_s).sum()) / makespan,
+        idle_pct=100 * max(0.0, 1 - in_use / makespan),
+        queue_pct=_queue_pct(requests),
+        preempted=sum(r.counters.get("vllm:num_preemptions", 0) for r in done) / max(1, len(requests)),
+        slots=exam.engine_args.get("max_num_seqs", SLOTS) * exam.engine_args.get("data_parallel_size", 1) * exam.replicas if local else 0,
+        paced=exam.load in ("poisson", "gamma", "burst"))
+
+
+def _occupied(rows: pd.DataFrame) -> float:
+    """Seconds in which at least one request was under way: the union of their intervals."""
+    rows = rows.sort_values("arrival_s")
+    begins, ends = rows.arrival_s.to_numpy(), rows.last_token_s.cummax().to_numpy()
+    gaps = np.maximum(0.0, begins[1:] - ends[:-1])
+    return float(ends[-1] - begins[0] - gaps.sum())
+
+
+def _queue_pct(requests: pd.DataFrame) -> float:
+    """NaN where the engine gave no times of its scheduler."""
+    inside = (requests.last_token_s - requests.queued_s).sum()
+    return float(100 * (requests.scheduled_s - requests.queued_s).sum() / inside) if inside > 0 else nan
+
+
+def of_run(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], samples: pd.DataFrame, roof: roofline.Calibration,
+           absent: str = "") -> list[dict[str, Any]]:
+    """A diagnosis for each point of a sweep, the largest last; one of point 0 where there is none.
+
+    Args:
+        requests, done: of the run; `done` as `roofline.note` left it.
+        samples: rows of `telemetry.Sampler`.
+        roof: what the shares are shares of.
+        absent: what `roofline.note` said.
+
+    Returns:
+        Dicts of plain values: point, bound (the kind), the evidence (None where it was not measured), sentence.
+    """
+    rows = []
+    for point in sorted({r.point for r in done}):
+        here = [r for r in done if r.point == point]
+        busy = telemetry.busy(samples, [(r.arrival, r.finished) for r in here])
+        found = evidence(exam, requests[requests.point == point], here, busy, roof, absent)
+        kind, sentence = diagnose(found)
+        measured = {name: getattr(found, name) for name in ("bandwidth_pct", "compute_pct", "busy_pct", "in_flight", "idle_pct", "queue_pct", "preempted")}
+        rows.append({"point": point, "bound": kind, **{k: v if isfinite(v) else None for k, v in measured.items()},
+                     "sentence": f"at {point}, {sentence}" if point else sentence})
+    return rows
