@@ -97,7 +97,7 @@ def test_one_accelerator_scales_to_nothing(folders):
 def test_the_first_screen_says_it(folders):
     store("x@gpu1")
     asked = exam()
-    requests = pd.DataFrame({"replica": [0, 1], "output_tokens": [10, 12]})
+    requests = pd.DataFrame({"session": [1, 1], "replica": [0, 1], "output_tokens": [10, 12]})
     answers = {q["question"]: q["answer"] for q in results.five_questions(asked, Completeness(2, 2, 0.0, 0.0, []), record(asked, 2) | {"telemetry_problem": "it ended"}, requests, {}, "no golden", None, None, found())}
     assert answers["Do they pull together?"] == ("2 replicas answered, with 10, 12 output tokens: the busiest has 1.09 × the mean; "
                                                  "2 GPUs give 1.90 × one (95% efficiency), against x@gpu1 of 2026-05-01")
