@@ -107,7 +107,7 @@ def test_a_shape_is_a_folder_with_a_tokenizer_and_no_weights(tmp_path, monkeypat
     dummy = exam(model="megatron-583m", weights="dummy")
     folder = models.resolve(dummy)
     assert folder == models.resolve(dummy) and (folder / "tokenizer.json").exists() and not list(folder.glob("*.safetensors"))
-    assert models.facts(folder) == models.Facts(heads=16, kv_heads=16, window=4096)
+    assert models.facts(folder) == models.Facts(heads=16, kv_heads=8, window=4096)
     assert models.verified_sha256(dummy, folder) == "synthetic" and models.window(dummy, folder) == 4096
     assert models.window(exam(engine_args={"max_model_len": 512}), folder) == 512
     assert [p.name for p in paths.cache().iterdir() if p.name.startswith(".")] == []
