@@ -87,7 +87,8 @@ def _kind(e: Evidence) -> str:
         return QUEUE
     few, busy = e.in_flight < FEW * e.slots, e.busy_pct >= BUSY_PCT
     # A schedule's few requests keep a device busy by their latency alone; more of them would share its steps.
-    if e.idle_pct >= IDLE_PCT or few and (e.paced or not busy):
+    # Without a schedule, time without a request is the host's: answers that wait to be handed over.
+    if e.paced and e.idle_pct >= IDLE_PCT or few and (e.paced or not busy):
         return STARVED
     if busy and shares:
         return LATENCY
