@@ -108,7 +108,7 @@ def plateau(rows: pd.DataFrame) -> float:
     """Output tok/s while the middle half of the output tokens came, tokens/s.
 
     The tokens of a request count as evenly spread from its first to its last, since only final outputs are
-    asked for; NaN where the engine gave no times.
+    asked for. A pause at either end of that half is no part of it. NaN where the engine gave no times.
     """
     if not np.isfinite(rows[["first_token_s", "last_token_s"]].to_numpy()).all():
         return float("nan")
@@ -119,8 +119,11 @@ def plateau(rows: pd.DataFrame) -> float:
     order = np.argsort(times, kind="stable")
     times, slope = times[order], np.cumsum(np.concatenate([rate, -rate])[order])
     tokens = np.concatenate([[0.0], np.cumsum(slope[:-1] * np.diff(times))])
-    first, last = np.interp([0.25 * tokens[-1], 0.75 * tokens[-1]], np.maximum.accumulate(tokens), times)
-    return float(tokens[-1] / 2 / (last - first)) if last > first else float("nan")
+    # A hair inside the middle half: where the tokens pause at just a quarter, as between two of four equal requests,
+    # the pause is on one side of it whatever the last bits of the sums are.
+    levels = tokens[-1] * np.array([0.25 + 1e-6, 0.75 - 1e-6])
+    (came,), (took,) = np.diff(levels), np.diff(np.interp(levels, np.maximum.accumulate(tokens), times))
+    return float(came / took) if took > 0 else float("nan")
 
 
 def by_repetition(requests: pd.DataFrame, passes: Sequence[dict[str, Any]] = (), accelerators: int = 1, slo: Slo | None = None) -> pd.DataFrame:
