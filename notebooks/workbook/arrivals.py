@@ -94,7 +94,8 @@ async def open_loop(send: Send, requests: Iterable[Any], schedule: np.ndarray, *
 
 async def closed_loop(send: Send, requests: Iterable[Any], concurrency: int, *, timeout_s: float | None = None,
                       ended: Callable[[Any], None] | None = None) -> Driven:
-    """Keep `concurrency` requests under way: each that ends makes room for the next, which is due at that moment.
+    """Keep `concurrency` requests under way: so many are due at the start, and each that ends makes room for the next,
+    which is due at that moment.
 
     As many tasks as `concurrency`, however many requests there are; `requests` is consumed as they are sent.
     """
@@ -104,7 +105,8 @@ async def closed_loop(send: Send, requests: Iterable[Any], concurrency: int, *, 
         for request in waiting:
             index = len(done.replies)
             done.replies.append(None)
-            request.arrival = time.monotonic()
+            # The first ones are sent one after the other, and each waits for those before it.
+            request.arrival = done.started if index < concurrency else time.monotonic()
             done.replies[index] = reply = await send(request)
             if ended:
                 ended(reply)
