@@ -62,7 +62,8 @@ def test_every_metric_is_that_of_the_servers_log(server, concurrency, chunks, to
     least = 1e9
     for _ in range(5):
         began, waited = time.monotonic(), waiting(server)
-        found = both(server, batch, concurrency)
+        with server.first_in_line():
+            found = both(server, batch, concurrency)
         share = (waiting(server) - waited) / (time.monotonic() - began)
         if share < least:
             least, (ours, right) = share, found
