@@ -75,6 +75,8 @@ test: setup ## the whole test suite
 bench: setup ## the project's own measurements against its peers (long)
 	@$(PY) tests/bench/offline_overhead.py
 	@$(PY) tests/bench/telemetry_cost.py
+	@$(PY) tests/bench/server_overhead.py
+	@$(PY) tests/bench/async_overhead.py
 	@$(PY) tests/bench/preparation.py $(if $(GSM8K),--gsm8k "$(GSM8K)")
 	@$(PY) tests/bench/client_cost.py
 	@$(PY) tests/bench/client_scale.py

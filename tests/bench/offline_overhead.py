@@ -2,7 +2,7 @@
 
 The same engine answers the same requests, alternately driven by the workbook (`load.measure`, with its
 counters and per-request times) and by the function behind `vllm bench throughput`; which of the two goes
-first changes from pair to pair. Prints a row a pair, the median ratio and the lower end of its 90 % interval.
+first changes from pair to pair. Exits with 1 if the bar of `pairs` is missed. About five minutes on two cores.
 
     python tests/bench/offline_overhead.py [--run sharegpt-smollm2] [--pairs 10]
 """
@@ -12,14 +12,13 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from scipy import stats
+import pairs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "notebooks"))
 from workbook import engines, exams, load, metrics, models, subjects, tokens  # noqa: E402
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", default="sharegpt-smollm2")
     parser.add_argument("--pairs", type=int, default=10)
@@ -34,22 +33,11 @@ def main() -> None:
     engine._exam = exam.model_copy(update={"temperature": 1.0, "ignore_eos": True})
     peer_requests = _peer_requests(batch)
     try:
-        _ours(engine, batch)
-        _theirs(engine, peer_requests)
-        print(f"{args.run}: {len(batch)} requests, {sum(r.max_tokens for r in batch):,} output tokens\npair  workbook   vllm bench   ratio")
-        ratios = []
-        for pair in range(args.pairs):
-            if pair % 2:
-                theirs, ours = _theirs(engine, peer_requests), _ours(engine, batch)
-            else:
-                ours, theirs = _ours(engine, batch), _theirs(engine, peer_requests)
-            ratios.append(ours / theirs)
-            print(f"{pair + 1:4}  {ours:8.1f}   {theirs:10.1f}   {ours / theirs:.4f}", flush=True)
+        print(f"{args.run}: {len(batch)} requests, {sum(r.max_tokens for r in batch):,} output tokens")
+        ratios = pairs.alternate(lambda: _ours(engine, batch), lambda: _theirs(engine, peer_requests), args.pairs)
     finally:
         engine.close()
-    logs = np.log(ratios)
-    low = np.exp(stats.t.interval(0.90, len(logs) - 1, logs.mean(), stats.sem(logs))[0])
-    print(f"median ratio {np.median(ratios):.4f}, lower end of the 90 % interval {low:.4f} ({len(ratios)} pairs, {min(ratios):.3f} to {max(ratios):.3f})")
+    return pairs.report({"offline against vllm.benchmarks.throughput": ratios})
 
 
 def _ours(engine, batch) -> float:
@@ -70,4 +58,4 @@ def _theirs(engine, requests) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Passes in pairs, the workbook's and another's in turn, and the bar that their ratio has to clear.
+
+A machine drifts (clocks, caches, neighbours), so what is compared are the two passes of a pair, one right after
+the other; which of them goes first changes from pair to pair.
+"""
+from collections.abc import Callable
+
+import numpy as np
+from scipy import stats
+
+MEDIAN, LOWER = 0.98, 0.95
+"""The least that the median ratio and the lower end of its 90 % interval may be."""
+
+
+def alternate(ours: Callable[[], float], other: Callable[[], float], pairs: int, names: tuple[str, str] = ("workbook", "vllm bench")) -> list[float]:
+    """Run both once to warm up, then `pairs` times in turn, with a row printed for each pair.
+
+    Args:
+        ours, other: run one pass and return its output tok/s.
+
+    Returns:
+        Ours / other of each pair: above 1 the workbook is faster.
+    """
+    ours(), other()
+    print(f"pair  {names[0]:>12}  {names[1]:>12}   ratio")
+    ratios = []
+    for pair in range(pairs):
+        if pair % 2:
+            second, first = other(), ours()
+        else:
+            first, second = ours(), other()
+        ratios.append(first / second)
+        print(f"{pair + 1:4}  {first:12.1f}  {second:12.1f}   {first / second:.4f}", flush=True)
+    return ratios
+
+
+def lower_bound(ratios: list[float]) -> float:
+    """Lower end of the 90 % interval of the mean ratio, by Student's t on the logarithms; needs two pairs or more."""
+    logs = np.log(ratios)
+    return float(np.exp(stats.t.interval(0.90, len(logs) - 1, logs.mean(), stats.sem(logs))[0]))
+
+
+def report(found: dict[str, list[float]]) -> int:
+    """Print a line for each comparison, and last whether all clear the bar; returns the exit code, 0 if they do."""
+    print()
+    missed = []
+    for what, ratios in found.items():
+        median, low = float(np.median(ratios)), lower_bound(ratios)
+        print(f"{what}: median ratio {median:.4f}, lower end of the 90 % interval {low:.4f} ({len(ratios)} pairs, {min(ratios):.3f} to {max(ratios):.3f})")
+        if median < MEDIAN or low < LOWER:
+            missed.append(what)
+    print(f"bar: median ratio at least {MEDIAN}, lower end at least {LOWER}: {'missed by ' + '; '.join(missed) if missed else 'holds'}")
+    return 1 if missed else 0
