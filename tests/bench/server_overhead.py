@@ -20,7 +20,7 @@ from pathlib import Path
 import pairs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "notebooks"))
-from workbook import engines, exams, load, metrics, models, progress, subjects, tokens  # noqa: E402
+from workbook import engines, exams, load, metrics, models, params, progress, subjects, tokens  # noqa: E402
 
 SIZES = {1: (4, 64), 8: (16, 48), 32: (64, 48)}
 """Requests and output tokens each, by the number under way; of another number, twice as many requests as that."""
@@ -35,7 +35,8 @@ def main() -> int:
 
     os.environ[progress.TERMINAL] = ""  # no bar on either side
     sizes = {c: SIZES.get(c, (2 * c, 48)) for c in args.concurrency}
-    exam = exams.load(args.run, exams.parse_set(f"engine=server load=closed concurrency=1 gates=null num_prompts={max(n for n, _ in sizes.values())}"))
+    closed = {"engine": "server", "load": "closed", "concurrency": args.concurrency, "gates": {}, "num_prompts": max(n for n, _ in sizes.values())}
+    exam = params.check(exams.resolve(args.run).values | closed)
     model = models.resolve(exam)
     asked = load.requests(exam, subjects.questions(exam, tokens.Tokenizer(model)))
     engine = engines.start(exam, model, Path(tempfile.mkdtemp()) / "engine.log")
