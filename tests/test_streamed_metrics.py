@@ -71,9 +71,10 @@ def deviations(ours, right):
     return {name: abs(ours[name] - right[name]) / allowed[name] for name in right}
 
 
-@pytest.mark.parametrize("concurrency, count, chunks", [(1, 30, 60), (32, 96, 40), (256, 512, 10)])
+@pytest.mark.parametrize("concurrency, count, chunks", [(1, 14, 350), (32, 96, 40), (256, 512, 10)])
 def test_every_metric_is_that_of_the_servers_log(concurrency, count, chunks):
-    """Within 2 % or 2 ms in one repetition, or, where a machine with other things to do held one up, in the median of three."""
+    """Within 2 % or 2 ms in one repetition, or, where a machine with other things to do held one up, in the median of three.
+    (No number of requests that 4 divides at one at a time: a pause at just a quarter is no part of the plateau.)"""
     scripts, slo = streams(concurrency, count, chunks)
     questions = [Question(number, "", [number, 1], chunks, None) for number in range(count)]
     exam = params.check({"run": "x", "engine": "endpoint", "endpoint": "http://127.0.0.1", "num_prompts": count, "max_tokens": chunks, "load": "closed",

@@ -102,12 +102,13 @@ async def closed_loop(send: Send, requests: Iterable[Any], concurrency: int, *, 
     done = Driven(time.monotonic())
 
     async def worker(waiting: Iterator[Any]) -> None:
+        due = done.started  # not when it is sent: that waits for the sending of those before it
         for request in waiting:
             index = len(done.replies)
             done.replies.append(None)
-            # The first ones are sent one after the other, and each waits for those before it.
-            request.arrival = done.started if index < concurrency else time.monotonic()
+            request.arrival = due
             done.replies[index] = reply = await send(request)
+            due = time.monotonic()
             if ended:
                 ended(reply)
 

@@ -34,8 +34,9 @@ STALL_S = 60.0
 IDLE_S = 2.0
 """Seconds after which an idle connection is not used again: servers close theirs after some (vLLM after 5)."""
 
-PARSE_AT = 512
-"""Reads after which an answer that is still coming is parsed so far, so that memory and pauses stay small."""
+PARSE_AT = 64
+"""Reads after which an answer that is still coming is parsed so far: what is left at the end holds up the next request
+of a closed loop."""
 
 _encode = msgspec.json.Encoder().encode
 _monotonic = time.monotonic
