@@ -180,7 +180,7 @@ FULL = [(0, 10)] * 8
     ("compute-bound", load(FULL), 99, {"shares": (65.0, 75.0)}, "75 % of the compute roof"),
     ("queue-bound", load(FULL * 2, queued=0.4), 99, {}, "for the scheduler 40 % of their time; 0 preemptions a request; 16.0 requests"),
     ("queue-bound", load(FULL), 99, {"preempted": 4}, "0.5 preemptions a request"),
-    ("starved of requests", load([(0, 2), (1, 3), (5, 6)]), 90, {}, "0.5 requests under way on average, of 8 that may run at once; none 60 % of the time"),
+    ("starved of requests", load([(0, 2), (1, 3), (5, 6)]), 90, {}, "0.5 requests under way on average, of 8 that may run at once; none 33 % of the time"),
     ("starved of requests", load([(0, 10)]), 50, {}, "1.0 requests under way on average, of 8"),
     ("starved of requests", load([(0, 6), (5, 10)]), 95, {"load": "poisson", "request_rate": 1.0, "engine": "async"}, "1.1 requests under way"),
     ("host-bound", load(FULL), 45, {}, "CPU 45 % busy with 8.0 requests under way on average, of 8 that may run at once; 20 % of the bandwidth roof"),

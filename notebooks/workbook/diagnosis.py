@@ -42,7 +42,7 @@ class Evidence:
         device: GPU or CPU; accelerator where it is a server's that runs elsewhere.
         busy_pct: time the GPUs ran a kernel, or the CPU's cores anything.
         in_flight: requests under way.
-        idle_pct: time without a request under way.
+        idle_pct: time without a request under way, up to the last token.
         queue_pct: part of the requests' time in the engine before the scheduler first took them.
         preempted: preemptions a request.
         slots: requests that the engines may run at once; 0 if not known.
@@ -87,8 +87,7 @@ def _kind(e: Evidence) -> str:
         return QUEUE
     few, busy = e.in_flight < FEW * e.slots, e.busy_pct >= BUSY_PCT
     # A schedule's few requests keep a device busy by their latency alone; more of them would share its steps.
-    # Without a schedule, time without a request is the host's: answers that wait to be handed over.
-    if e.paced and e.idle_pct >= IDLE_PCT or few and (e.paced or not busy):
+    if e.idle_pct >= IDLE_PCT or few and (e.paced or not busy):
         return STARVED
     if busy and shares:
         return LATENCY
@@ -119,7 +118,8 @@ def evidence(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], bus
     """
     ended = requests[requests.last_token_s.notna()]
     makespan = sum(r.finished - r.arrival for r in done)
-    in_use = sum(_occupied(rows) for _, rows in ended.groupby(["session", "repetition"]))
+    # Up to the last token: after it the engine waits for nobody, and the host hands the answers over.
+    in_use, spans = np.sum([_occupied(rows) for _, rows in ended.groupby(["session", "repetition"])], axis=0)
     gpus = [value for name, value in busy.items() if name.startswith("gpu")]
     local = exam.engine != "endpoint"
     return Evidence(
@@ -127,19 +127,21 @@ def evidence(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], bus
         device=("GPU" if platforms.gpus() else "CPU") if local else "accelerator",
         busy_pct=(float(np.mean(gpus)) if gpus else busy.get("cpu_busy_pct", nan)) if local else nan,
         in_flight=float((ended.last_token_s - ended.arrival_s).sum()) / makespan,
-        idle_pct=100 * max(0.0, 1 - in_use / makespan),
+        idle_pct=100 * max(0.0, 1 - in_use / spans),
         queue_pct=_queue_pct(requests),
         preempted=sum(r.counters.get("vllm:num_preemptions", 0) for r in done) / max(1, len(requests)),
         slots=exam.engine_args.get("max_num_seqs", SLOTS) * exam.engine_args.get("data_parallel_size", 1) * exam.replicas if local else 0,
         paced=exam.load in ("poisson", "gamma", "burst"))
 
 
-def _occupied(rows: pd.DataFrame) -> float:
-    """Seconds in which at least one request was under way: the union of their intervals."""
+def _occupied(rows: pd.DataFrame) -> tuple[float, float]:
+    """Seconds in which at least one request was under way, the union of their intervals; and seconds from the first
+    arrival to the last token."""
     rows = rows.sort_values("arrival_s")
     begins, ends = rows.arrival_s.to_numpy(), rows.last_token_s.cummax().to_numpy()
     gaps = np.maximum(0.0, begins[1:] - ends[:-1])
-    return float(ends[-1] - begins[0] - gaps.sum())
+    span = float(ends[-1] - begins[0])
+    return span - float(gaps.sum()), span
 
 
 def _queue_pct(requests: pd.DataFrame) -> float:
