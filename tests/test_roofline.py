@@ -218,9 +218,9 @@ def test_more_than_the_roof_is_said():
 
 
 def test_repetitions_are_averaged():
-    requests = pd.concat([load(FULL), load([(0, 5)], repetition=2)])
+    requests = pd.concat([load(FULL), load([(0, 3), (4, 5)], repetition=2)])
     found = diagnosis.evidence(exam(), requests, [one({"bandwidth_roof_pct": 20.0}), one({"bandwidth_roof_pct": 30.0}, number=2)], {}, ROOF)
-    assert (found.in_flight, found.idle_pct, found.bandwidth_pct) == pytest.approx((4.25, 25, 25))
+    assert (found.in_flight, found.idle_pct, found.bandwidth_pct) == pytest.approx((4.2, 100 / 15, 25))
 
 
 def test_a_sweep_is_diagnosed_point_by_point_and_the_largest_is_on_the_first_screen():
