@@ -1,8 +1,10 @@
 """Band mode: Megatron-LM's rule on its own formats, number by number."""
 import json
 
+import pandas as pd
 import pytest
-from workbook import __main__, bands, goldens, params, results
+import yaml
+from workbook import __main__, bands, exams, goldens, params, results
 from workbook.errors import BadInput
 
 SWEEP = {"throughput_tok_per_sec": 344.0, "avg_latency_ms": 2900.0, "p50_latency_ms": 2910.0, "p99_latency_ms": 3000.0, "tpot_ms_per_tok": 23.0}
@@ -101,3 +103,28 @@ def test_a_gate_mixes_no_rules():
         params.check({"run": "x", "gates": {"output_tok_s": {"rule": "band", "delta": 0.1}}})
     with pytest.raises(BadInput, match="key 'gates' has low: 0.8 with rule: interval"):
         params.check({"run": "x", "gates": {"output_tok_s": {"low": 0.8}}})
+
+
+@pytest.mark.parametrize(("exam", "file", "name", "value"), [
+    ({"gates": {"request_tok_s_p50": {"rule": "band"}}}, {"throughput": [22.0, 120.0, 121.0, 122.0]}, "request_tok_s_p50", 121.0),
+    ({"load": "batch", "concurrency": [8], "num_prompts": 8, "gates": {"output_tok_s@8": {"rule": "band"}}}, {"h100": {"batch_8": SWEEP}}, "output_tok_s@8", 344.0),
+])
+def test_an_imported_golden_is_found_and_judges_by_its_band(folders, tmp_path, exam, file, name, value):
+    (folders / "params" / "x.yaml").write_text(yaml.safe_dump({"run": "x", **exam}))
+    path = written(tmp_path, "golden_values.json", file)
+    words = ["import-golden", str(path), "--run", "x", "--platform", "Some GPU x8"]
+    assert __main__.main(words) == 0
+    key = goldens.Key(work=exams.load("x").work_hash(), prompts="whatever they are", platform="Some GPU x8")
+    golden, why = goldens.find("x", key)
+    assert why == "" and golden.metrics[name].sessions == [[value]] and golden.blessing.reason == "imported from golden_values.json"
+    judged = results.look(exams.load("x").gates, golden, pd.DataFrame({name: [0.8 * value]}, index=pd.MultiIndex.from_tuples([(1, 1)], names=["session", "repetition"])),
+                          [{"host_s": [1.0]}])
+    assert judged["status"] == "REGRESSED" and judged["controls"]["comparable"]
+    assert __main__.main(words) == 2, "one that is there is not replaced"
+
+
+def test_a_golden_is_imported_for_gates_by_a_band_only(folders, tmp_path, capsys):
+    (folders / "params" / "x.yaml").write_text(yaml.safe_dump({"run": "x", "gates": {"output_tok_s": {"delta": 0.1}}}))
+    path = written(tmp_path, "golden_values.json", {"throughput": [1.0, 2.0]})
+    assert __main__.main(["import-golden", str(path), "--run", "x", "--platform", "P"]) == 2
+    assert "key 'gates' has rule: band for none; expected it for some of request_tok_s_p50" in capsys.readouterr().err

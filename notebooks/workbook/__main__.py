@@ -63,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     command = add("diff", _diff, "hold one stored run against another, with the rule of the goldens")
     command.add_argument("a", help="the one to compare with: name of a run, folder of a stored run, or file of a golden")
     command.add_argument("b", help="the one that is judged, likewise")
+    command = add("import-golden", _import_golden, "make a golden in one of Megatron's formats that of a run, for gates with rule: band")
+    command.add_argument("file", type=Path)
+    command.add_argument("--run", required=True, help="stem of a file in params/, with @variant where it has some")
+    command.add_argument("--platform", required=True, help="the platform's name, a folder of goldens/")
+    command.add_argument("--of", default="", help="whose part of a file with several platforms counts")
     command = add("judge-band", _judge_band, "Megatron's rule on two files in its formats: 0 in the band, 1 not")
     command.add_argument("golden", type=Path)
     command.add_argument("new", type=Path)
@@ -162,6 +167,12 @@ def _diff(args: argparse.Namespace) -> int:
     text, status = diffs.report(args.a, args.b)
     print(text)
     return verdicts.exit_code([status], _strict())
+
+
+def _import_golden(args: argparse.Namespace) -> int:
+    from workbook import bands
+    print(f"golden: {bands.import_golden(args.file, args.run, args.platform, args.of)}", file=sys.stderr)
+    return 0
 
 
 def _judge_band(args: argparse.Namespace) -> int:

@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from workbook import files
+from workbook import exams, files, goldens, metrics, runs
 from workbook.errors import BadInput
 
 LOW, HIGH = 0.9, 1.2
 SWEEP = {"throughput_tok_per_sec": "higher", "avg_latency_ms": "lower", "p50_latency_ms": "lower", "tpot_ms_per_tok": "lower"}
 """What is judged of a sweep, and which way is better. Its p99 is that of five numbers: its own configurations leave it out."""
+OURS = {"throughput": "request_tok_s_p50", "throughput_tok_per_sec": "output_tok_s", "p50_latency_ms": "e2e_p50_ms"}
+"""What Megatron's numbers are called here; `throughput` lists are per-request tok/s. Its other times have other definitions."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,36 @@ def read(path: Path, platform: str = "") -> dict[str, float]:
     if not found:
         raise BadInput(f"{path}: holds neither 'throughput' nor 'batch_<size>'; expected a golden in one of Megatron's formats")
     return found
+
+
+def import_golden(path: Path, run: str, platform: str, of: str = "") -> Path:
+    """Make a file in one of Megatron's formats the golden of a run on a platform; returns the golden's file.
+
+    It holds one number a metric and nothing of prompts, environment or controls, so only gates with `rule: band` can
+    be judged by it.
+
+    Args:
+        platform: as `platforms.platform_id` names it.
+        of: whose part of a file with several platforms counts.
+
+    Raises:
+        BadInput: as `read` and `exams.load`; there is a golden already; or a number that the run does not gate by a band.
+    """
+    exam, place = exams.load(run), goldens.path_of(platform, run)
+    if place.exists():
+        raise BadInput(f"{place}: there is a golden already; expected none, since nothing says how the two compare")
+    numbers = [(*name.partition("@"), value) for name, value in read(path, of).items()]
+    found = {OURS[name] + at + size: value for name, at, size, value in numbers if name in OURS}
+    banded = [name for name, gate in exam.gates.items() if gate.rule == "band"]
+    if lacking := [name for name in banded if name not in found] or ([] if banded else ["none"]):
+        raise BadInput(f"params/{run.partition('@')[0]}.yaml: key 'gates' has rule: band for {', '.join(lacking)}; expected it for some of {', '.join(found)}, which {path} has")
+    when = runs.now()
+    goldens.write(place, goldens.Golden(
+        run=run, key=goldens.Key(work=exam.work_hash(), prompts="", platform=platform), subject={"imported": path.name}, environment={}, controls={}, correct=None,
+        sequences=[], sessions=[goldens.Session(finished=when, visit="imported", commit="unknown", dirty=False)],
+        metrics={name: goldens.Samples(unit=metrics.kind(name).unit, direction=metrics.kind(name).direction, sessions=[[value]]) for name, value in found.items()},
+        blessing=goldens.Blessing(by="import-golden", when=when, reason=f"imported from {path.name}")))
+    return place
 
 
 def _direction(name: str) -> str:

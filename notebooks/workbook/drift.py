@@ -35,7 +35,7 @@ def sequences(golden: Golden | None, generations: pd.DataFrame, longest: int) ->
     Returns:
         Dicts of prompt_token_ids and token_ids.
     """
-    if golden:
+    if golden and golden.sequences:
         return [{"prompt_token_ids": s.prompt_token_ids, "token_ids": s.token_ids} for s in golden.sequences]
     # Cut, since vLLM takes no prompt as long as its window, and asking for the next token is part of reading one.
     own = generations[(generations["sample"] == 0) & (generations.token_ids.str.len() > 0)].head(SEQUENCES)

@@ -63,7 +63,7 @@ def judge_controls(golden: goldens.Golden, *measured: dict[str, list[float]]) ->
     moved = {k: v for k, v in moves.items() if abs(np.log1p(v)) > np.log1p(controls.TOLERANCE)}
     said = ", ".join(f"{k.removesuffix('_s')} " + (f"{abs(v) * 100:.0f} % {'slower' if v > 0 else 'faster'}" if v else "within them") for k, v in moves.items())
     return {"moves": moves, "tolerance": controls.TOLERANCE, "comparable": not moved,
-            "sentence": f"the fixed work against the golden's sessions: {said}"
+            "sentence": f"the fixed work against the golden's sessions: {said or 'the golden has none'}"
                         + ("" if not moved else f"; that is more than {controls.TOLERANCE:.0%}, so the machine itself changed and speeds do not compare")}
 
 
