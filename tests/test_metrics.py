@@ -48,7 +48,15 @@ def test_what_was_measured_beside_the_requests_is_a_metric_too():
     found = metrics.by_repetition(both, passes)
     assert metrics.sessions(found, "memory_peak_gb@32") == [[33, 34]] and metrics.sessions(found, "startup_s") == [[21.5]]
     assert {name for name in found if name.startswith("startup")} == {"startup_s"}
-    shown = metrics.table(found).set_index("metric").loc["startup_s"]
+    shown = metrics.table(found).set_index("metric")
+    assert shown.loc["startup_s", "at 8"] == 21.5 and math.isnan(shown.loc["startup_s", "at 32"])
+    assert list(shown.loc["memory_peak_gb", ["at 8", "at 32"]]) == [9.5, 33.5]  # medians of two repetitions
+
+
+def test_a_table_without_points_has_a_column_for_each_repetition():
+    both = pd.concat([rows().assign(session=1, repetition=r, point=0) for r in (1, 2)])
+    passes = [{"session": 1, "repetition": 1, "point": 0, "counters": {}, "measured": {"startup_s": 21.5}}]
+    shown = metrics.table(metrics.by_repetition(both, passes)).set_index("metric").loc["startup_s"]
     assert shown["repetition 1"] == 21.5 and math.isnan(shown["repetition 2"])
 
 

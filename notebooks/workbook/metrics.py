@@ -160,10 +160,16 @@ def lacking(by_repetition: pd.DataFrame, names: Iterable[str]) -> list[str]:
 
 
 def table(by_repetition: pd.DataFrame) -> pd.DataFrame:
-    """For reading: a row per metric with its unit, a column per repetition, and the definition."""
-    values = {f"repetition {number}": by_repetition.loc[(session, number)].to_numpy() for session, number in by_repetition.index}
-    return pd.DataFrame({"metric": by_repetition.columns, "unit": [kind(m).unit for m in by_repetition], **values,
-                         "definition": [kind(m).definition for m in by_repetition]})
+    """For reading: a row per metric with its unit, a column per repetition, and the definition. Of a sweep a column
+    per point, with medians over the repetitions."""
+    points = dict.fromkeys(name.partition("@")[2] for name in by_repetition if "@" in name)
+    if points:
+        medians, names = by_repetition.median(), dict.fromkeys(name.partition("@")[0] for name in by_repetition)
+        # What is measured once a session has no point, and stands in the first column.
+        values = {f"at {point}": [medians.get(f"{name}@{point}", medians.get(name) if point == next(iter(points)) else None) for name in names] for point in points}
+    else:
+        names, values = list(by_repetition), {f"repetition {number}": by_repetition.loc[(session, number)].to_numpy() for session, number in by_repetition.index}
+    return pd.DataFrame({"metric": list(names), "unit": [kind(m).unit for m in names], **values, "definition": [kind(m).definition for m in names]})
 
 
 def _at(point: int, values: dict[str, float]) -> dict[str, float]:
