@@ -131,7 +131,8 @@ def test_time_is_up_in_a_load_over_http():
         assert found.stopped == f"{limits.UP} (in repetition 1/3, closed of 1, with 2 of 3 answers)"
         assert [a.prompt_id for a in found.done[0].answers] == [0, 1] and len(load.requests_frame(found.done)) == 2
         threading.Timer(2, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
-        assert measurement.measure(engine, exam, batch).stopped == "interrupted (in repetition 1/3, closed of 1, with 2 of 3 answers)"
+        found = measurement.measure(engine, exam, batch)
+        assert found.interrupted and found.stopped == "interrupted (in repetition 1/3, closed of 1, with 2 of 3 answers)"
 
 
 def test_a_load_that_nobody_answers_ends_with_its_first_pass():

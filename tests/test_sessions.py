@@ -12,7 +12,7 @@ import pytest
 import scripted_server
 import yaml
 from conftest import command, environment
-from workbook import controls, files, goldens, metrics, params, paths, platforms, recording, results, runner, runs, sessions
+from workbook import controls, files, goldens, measurement, metrics, params, paths, platforms, recording, results, runner, runs, sessions
 from workbook.errors import BadInput
 from workbook.validity import Completeness
 
@@ -208,6 +208,13 @@ def test_another_subject_is_not_pooled(taken, quick_controls):
     files.write_json(taken / "run.json", record | {"prompts_sha256": "other", "subject": record["subject"] | {"packages": {}}})
     after = sessions.confirm(sessions.read("x"))
     assert after.record["confirmation"]["problem"] == "RuntimeError: changed since the first session: packages, prompts"
+
+
+def test_an_interrupted_session_is_no_outcome(taken, quick_controls, monkeypatch):
+    monkeypatch.setattr(measurement, "measure", lambda *_: measurement.Session(stopped="interrupted", interrupted=True))
+    with pytest.raises(KeyboardInterrupt):
+        sessions.confirm(sessions.read("x"))
+    assert sessions.wanted(sessions.read("x"), "REGRESSED")
 
 
 # -- the verdict over two looks -----------------------------------------------------------------

@@ -97,7 +97,7 @@ def _pass(engine, exam: Exam, batch: list[Request], number: int, point: int, lab
     except (EngineDied, TimeoutError, KeyboardInterrupt) as error:
         why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
         have = sorted(answers, key=lambda a: (a.prompt_id, a.sample))
-        raise Unfinished(f"{why} (in {label}, with {len(have):,} of {len(batch):,} answers)", Repetition(number, point, began, time.monotonic(), have, {})) from None
+        raise Unfinished(f"{why} (in {label}, with {len(have):,} of {len(batch):,} answers)", Repetition(number, point, began, time.monotonic(), have, {})) from error
     # A batch has no schedule to fall behind: how long it takes to hand it over is part of its makespan.
     behind = done.behind() if exam.load in ("poisson", "gamma", "burst") else ""
     return Repetition(number, point, done.started, done.finished, done.replies, growth, behind, {} if peak is None else {"kv_cache_peak_pct": peak})

@@ -54,10 +54,12 @@ class Session:
         done: the measured passes; where the load ended early, the one that was under way is the last, with the
             answers it has.
         stopped: why it ended early, a sentence; empty if all of it was measured.
+        interrupted: whether that was somebody's wish.
     """
     warmup: WarmUp = field(default_factory=WarmUp)
     done: list[load.Repetition] = field(default_factory=list)
     stopped: str = ""
+    interrupted: bool = False
 
     def record(self, number: int = 1, startup_s: float = 0.0) -> dict[str, Any]:
         """For `run.json`; `number` is the session's, `startup_s` as `load.passes`."""
@@ -65,28 +67,29 @@ class Session:
                 "prefix_cache_hits": sum(r.counters.get("vllm:prefix_cache_hits", 0) for r in self.done)}
 
 
-def measure(engine, exam: Exam, batch: list[Request], deadline: float = math.inf) -> Session:
+def measure(engine, exam: Exam, batch: list[Request], deadline: float = math.inf, what: str = "") -> Session:
     """Warm up, then measure the exam's repetitions. Never raises for what goes wrong in the load: a dead engine, an
     interruption, no answer at all, or time that is up end the session, and it says so.
 
     Args:
         engine, batch, deadline: as `load.passing`.
+        what: which session this is, in front of what its passes are called.
     """
     found = Session()
+    labels = [f"{what}repetition {i}/{exam.repetitions}" for i in range(1, exam.repetitions + 1)]
     try:
-        warm_up(engine, exam, batch, found.warmup, deadline)
-        for done in load.passing(engine, exam, batch, [f"repetition {i}/{exam.repetitions}" for i in range(1, exam.repetitions + 1)], deadline=deadline):
+        warm_up(engine, exam, batch, found.warmup, deadline, what)
+        for done in load.passing(engine, exam, batch, labels, deadline=deadline):
             found.done.append(done)
-            _refuse_silence(done, f"repetition {done.number}/{exam.repetitions}")
-    except load.Unfinished as early:
-        found.stopped = str(early)
-        found.done.append(early.found)
+            _refuse_silence(done, labels[done.number - 1])
     except Stopped as early:
-        found.stopped = str(early)
+        found.stopped, found.interrupted = str(early), isinstance(early.__cause__, KeyboardInterrupt)
+        if isinstance(early, load.Unfinished):
+            found.done.append(early.found)
     return found
 
 
-def warm_up(engine, exam: Exam, batch: list[Request], warmup: WarmUp, deadline: float = math.inf) -> None:
+def warm_up(engine, exam: Exam, batch: list[Request], warmup: WarmUp, deadline: float = math.inf, what: str = "") -> None:
     """Drive the load unmeasured, as often as the exam says, and note in `warmup` how fast each pass was.
 
     With `auto` that is until two passes in a row agree within `AGREE`, at most `MOST_PASSES`, and not when another
@@ -97,11 +100,11 @@ def warm_up(engine, exam: Exam, batch: list[Request], warmup: WarmUp, deadline: 
     """
     auto = exam.warmup == "auto"
     for number in range(1, (MOST_PASSES if auto else exam.warmup) + 1):
-        label, began = f"warm-up {number}", time.monotonic()
+        label, began = f"{what}warm-up {number}", time.monotonic()
         try:
             done = list(load.passing(engine, exam, batch, [label], deadline=deadline))
         except load.Unfinished as early:
-            raise Stopped(str(early)) from None  # its answers are none that anybody measures
+            raise Stopped(str(early)) from early.__cause__  # its answers are none that anybody measures
         for point in done:
             _refuse_silence(point, label)
         warmup.tok_s.append(sum(a.output_tokens for p in done for a in p.answers) / sum(p.finished - p.arrival for p in done))

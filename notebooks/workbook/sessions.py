@@ -131,7 +131,9 @@ def _take(exam: Exam, first: dict[str, Any], log: Path) -> tuple[dict[str, Any],
         engine.close()
         raise RuntimeError(f"changed since the first session: {', '.join(changed)}")
     with telemetry.Sampler([g.index for g in platforms.used_gpus(exam)], engine.metrics_urls) as sampler:
-        measured = measurement.measure(engine, exam, load.requests(exam, questions), limits.deadline(exam.timeout_s))
+        measured = measurement.measure(engine, exam, load.requests(exam, questions), limits.deadline(exam.timeout_s), "confirming session, ")
+    if measured.interrupted:  # no outcome of the session: it may be taken again
+        raise KeyboardInterrupt
     if measured.stopped:  # the engine may hang in its own shutdown, and goes with the kernel anyway
         raise Stopped(measured.stopped)
     engine.close()
