@@ -110,8 +110,11 @@ def test_a_closed_loop_of_many_requests_stays_small():
 
     async def main():
         tracemalloc.start()
-        done = await arrivals.closed_loop(send, (SimpleNamespace(arrival=None) for _ in range(20_000)), 64)
-        return len(done.replies), tracemalloc.get_traced_memory()[1]
+        try:
+            done = await arrivals.closed_loop(send, (SimpleNamespace(arrival=None) for _ in range(20_000)), 64)
+            return len(done.replies), tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()  # it makes every allocation of the tests that follow several times as slow
     replies, peak = arrivals.run(main())
     assert replies == 20_000 and peak < 2e6  # bytes: a task each would be 20 MB
 
