@@ -106,14 +106,14 @@ def _roofs(e: Evidence) -> str:
 
 
 def evidence(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], busy: dict[str, float],
-             roof: roofline.Calibration, absent: str = "") -> Evidence:
+             roof: roofline.Calibration | None, absent: str = "") -> Evidence:
     """Gather what `diagnose` needs, of one point of a load.
 
     Args:
         requests: the point's rows of `load.requests_frame`.
         done: the point's passes, as `roofline.note` left them.
         busy: as `telemetry.busy`, of the point's windows.
-        roof: what the shares are shares of.
+        roof: what the shares are shares of; None for an endpoint.
         absent: what `roofline.note` said.
     """
     ended = requests[requests.last_token_s.notna()]
@@ -123,7 +123,7 @@ def evidence(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], bus
     gpus = [value for name, value in busy.items() if name.startswith("gpu")]
     local = exam.engine != "endpoint"
     return Evidence(
-        *(float(np.median([r.measured.get(share, nan) for r in done])) for share in roofline.SHARES), absent, roof.others_pct,
+        *(float(np.median([r.measured.get(share, nan) for r in done])) for share in roofline.SHARES), absent, roof.others_pct if roof else 0.0,
         device=("GPU" if platforms.gpus() else "CPU") if local else "accelerator",
         busy_pct=(float(np.mean(gpus)) if gpus else busy.get("cpu_busy_pct", nan)) if local else nan,
         in_flight=float((ended.last_token_s - ended.arrival_s).sum()) / makespan,
@@ -150,14 +150,14 @@ def _queue_pct(requests: pd.DataFrame) -> float:
     return float(100 * (requests.scheduled_s - requests.queued_s).sum() / inside) if inside > 0 else nan
 
 
-def of_run(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], samples: pd.DataFrame, roof: roofline.Calibration,
+def of_run(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], samples: pd.DataFrame, roof: roofline.Calibration | None,
            absent: str = "") -> list[dict[str, Any]]:
     """A diagnosis for each point of a sweep, the largest last; one of point 0 where there is none.
 
     Args:
         requests, done: of the run; `done` as `roofline.note` left it.
         samples: rows of `telemetry.Sampler`.
-        roof: what the shares are shares of.
+        roof: what the shares are shares of; None for an endpoint.
         absent: what `roofline.note` said.
 
     Returns:

@@ -55,6 +55,12 @@ class Calibration(BaseModel):
     others_pct: NonNegativeFloat
     measured: AwareDatetime
 
+    @property
+    def sentence(self) -> str:
+        """The roofs in words."""
+        return (f"{self.bytes_s / 1e9:,.0f} GB/s and {self.flop_s / 1e12:,.2f} bf16 TFLOP/s, measured {self.measured:%Y-%m-%d %H:%M} UTC "
+                f"with {self.others_pct:.0f} % of the CPU taken by other processes")
+
 
 def calibrate() -> Calibration:
     """The roofs of this machine: those in the cache, or measured now in a process of its own (a few seconds).
@@ -95,10 +101,11 @@ def _cached(path: Path, key: str) -> Calibration | None:
     return found if found.key == key else None
 
 
-def note(exam: Exam, done: Sequence[Repetition], roof: Calibration, log: Path) -> str:
+def note(exam: Exam, done: Sequence[Repetition], roof: Calibration | None, log: Path) -> str:
     """Note each pass's shares of the roofs in its `measured`, where they can be told.
 
     Args:
+        roof: None for an endpoint.
         log: the engine's log, where vLLM says which parts of the model it can estimate.
 
     Returns:

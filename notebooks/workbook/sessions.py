@@ -139,7 +139,7 @@ def _take(exam: Exam, first: dict[str, Any], log: Path) -> tuple[dict[str, Any],
     engine.close()
     done, samples, windows = measured.done, sampler.frame(), [(r.arrival, r.finished) for r in measured.done]
     telemetry.note(done, samples, here=exam.engine != "endpoint")
-    roofline.note(exam, done, roofline.Calibration(**first["roof"]), log)
+    roofline.note(exam, done, first["roof"] and roofline.Calibration(**first["roof"]), log)
     record = measured.record(CONFIRMING, engine.load_s) | {
         "session": CONFIRMING, "controls": control_times, "load_s": engine.load_s, "busy": telemetry.busy(samples, windows),
         "disturbed": telemetry.disturbances(samples, windows), "telemetry_problem": sampler.problem}
