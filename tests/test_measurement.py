@@ -80,15 +80,29 @@ def test_a_number_of_passes_is_taken_at_its_word(monkeypatch):
 
 
 def test_a_warm_up_leaves_the_repetitions_their_time():
-    """Every pass takes 0.3 s: after one, there is no room for another and two repetitions."""
-    found = measured(Paced(0.3), time.monotonic() + 1.1, warmup="auto")
-    assert found.warmup.sentence == "warm-up: not yet stable after 1 pass" and not found.stopped and len(found.done) == 2
+    """Every pass takes half a second or more: after one, another and two repetitions would end after 2 s."""
+    found, exam = measurement.WarmUp(), EXAM.model_copy(update={"warmup": "auto"})
+    measurement.warm_up(Paced(0.5), exam, load.requests(exam, QUESTIONS), found, time.monotonic() + 1.9)
+    assert found.sentence == "warm-up: not yet stable after 1 pass"
 
 
-def test_a_sweep_is_warm_when_all_its_points_together_are():
+def test_a_sweep_is_warm_when_all_its_points_together_are(monkeypatch):
+    """Points of 11 tokens in 1 s and of 66 in 3 s: 77 in 4 s, and not the mean of 11 and 22."""
     exam = EXAM.model_copy(update={"concurrency": [1, 6], "warmup": 1})
-    found = measurement.measure(Paced(0.05), exam, load.requests(exam, QUESTIONS))
-    assert found.warmup.tok_s[0] == pytest.approx(77 / 0.1, rel=0.3) and [r.point for r in found.done] == [1, 6, 1, 6]
+    batch = load.requests(exam, QUESTIONS)
+
+    def passing(*_, **__):
+        for point, seconds in ((1, 1.0), (6, 3.0)):
+            yield load.Repetition(1, point, 100.0, 100.0 + seconds, [answered(r) for r in batch[:point]], {})
+    monkeypatch.setattr(load, "passing", passing)
+    found = measurement.WarmUp()
+    measurement.warm_up(None, exam, batch, found)
+    assert found.tok_s == pytest.approx([77 / 4])
+
+
+def test_every_point_of_a_sweep_is_measured_in_each_repetition():
+    exam = EXAM.model_copy(update={"concurrency": [1, 6]})
+    assert [r.point for r in measurement.measure(Paced(0.0), exam, load.requests(exam, QUESTIONS)).done] == [1, 6, 1, 6]
 
 
 # -- a load that ends early ---------------------------------------------------------------------
