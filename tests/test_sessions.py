@@ -2,6 +2,7 @@
 
 The engine is a scripted server, whose speed and faults are the test's own; the notebooks are the real ones.
 """
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -155,8 +156,11 @@ def test_both_sessions_are_pooled(taken, slow, quick_controls):
     expected = np.log(golden.metrics["output_tok_s"].sessions[0]).mean() - np.mean(means)
     assert pooled["gates"]["output_tok_s"]["effect"] == pytest.approx(expected, rel=1e-4) and look["status"] == "REGRESSED"
     assert both.controls == [alone.record["controls"], CONTROLS]
-    complete = sessions.check(both, pd.read_parquet(taken / "generations.parquet"))
+    generations = pd.read_parquet(taken / "generations.parquet")
+    complete = sessions.check(both, generations)
     assert (complete.expected, complete.arrived, complete.problems) == (72, 72, [])
+    short = sessions.check(dataclasses.replace(both, requests=both.requests.iloc[:-1]), generations)
+    assert short.problems == ["the confirming session is invalid: 1 of 36 answers are missing or failed (no row)"]
     first, second = both.apart()
     assert first.requests.equals(alone.requests) and not first.confirmed and first.record == alone.record
     assert second.controls == [CONTROLS] and second.by_repetition.equals(both.by_repetition.loc[[2]])

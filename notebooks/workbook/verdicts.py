@@ -11,8 +11,7 @@ PRIOR_SD, PRIOR_SHARE, PRIOR_DF = 0.01, 0.5, 8
 that is more; and how much is thought of that guess: as much as of 8 observed degrees of freedom. Three or five
 sessions say too little about their own spread. tests/bench/verdict_rates.py prints what follows from the choice."""
 ONCE_PRIOR_SD = 0.06
-"""PRIOR_SD of what a session has one sample of, such as its start-up time: there the noise within a session, unseen,
-is in how much sessions differ (seven starts of one engine on one machine: by 6 %)."""
+"""PRIOR_SD of what a session has one sample of, its own noise included (seven starts of one engine differed by 6 %)."""
 FIRST_LOOK, POOLED, PAIRED = (0.98, 0.98), (0.98, 0.95), (0.95, 0.95)
 """Confidence that there is a loss, for REGRESSED, and that it is below delta, for PASSED: by a single new session, by
 more of them, by pairs. The first look asks more for PASSED, which ends the matter there: a session that stands alone
