@@ -14,12 +14,13 @@ from scipy import stats
 from workbook import accuracy, exams, goldens, metrics, paths, results, runs, verdicts
 from workbook.errors import BadInput
 from workbook.goldens import Anchor, Blessed, Blessing, Golden
-from workbook.params import Exam, nearest
+from workbook.params import Exam, Gate, nearest
 
 SESSIONS, REPETITIONS = 3, 5
 """The least that a golden is made of: engine sessions, and repetitions in each."""
-TREND_P, TREND_CHANGE = 0.01, 0.02
-"""A trend is one that noise explains with less than this probability, and that moves a session by more than this."""
+TREND_P, TREND_SHARE = 0.01, 0.4
+"""A trend is one that noise explains with less than this probability, and that moves a session by more than this share
+of the gate's delta: 2 % at the default of 5 %. What a gate would not notice is no reason to record again."""
 LOCK_TIMEOUT_S = 60
 
 
@@ -93,7 +94,7 @@ def problems(candidate: Golden, exam: Exam) -> list[str]:
         elif not all(value > 0 for samples in sessions for value in samples):
             found.append(f"{name} has a sample that is not a positive number; expected none, since speeds are compared in logs")
         else:
-            found += [sentence for sentence in (_trend(name, sessions), _noise(name, sessions, exam, file)) if sentence]
+            found += [sentence for sentence in (_trend(name, sessions, exam), _noise(name, sessions, exam, file)) if sentence]
     return found
 
 
@@ -121,11 +122,11 @@ def trend(sessions: list[list[float]]) -> tuple[float, float]:
     return math.expm1(line.slope * (longest - 1)), float(2 * stats.t.sf(abs(line.slope) / error, freedom))
 
 
-def _trend(name: str, sessions: list[list[float]]) -> str:
-    change, p = trend(sessions)
-    if p >= TREND_P or abs(change) <= TREND_CHANGE:
+def _trend(name: str, sessions: list[list[float]], exam: Exam) -> str:
+    (change, p), limit = trend(sessions), TREND_SHARE * exam.gates.get(name, Gate()).delta
+    if p >= TREND_P or abs(change) <= limit:
         return ""
-    return (f"{name} moves by {change * 100:+.1f} % in the course of a session (p = {p:.2g}); expected a trend of at most {TREND_CHANGE:.0%}: "
+    return (f"{name} moves by {change * 100:+.1f} % in the course of a session (p = {p:.2g}); expected a trend of at most {limit:.1%}: "
             f"a longer warm-up, or a machine that keeps its speed")
 
 
