@@ -1,8 +1,12 @@
 """Passes in pairs, the workbook's and another's in turn, and the bar that their ratio has to clear.
 
-A machine drifts (clocks, caches, neighbours), so what is compared are the two passes of a pair, one right after
-the other; which of them goes first changes from pair to pair.
+A machine drifts (clocks, caches, neighbours), so what is compared are passes of seconds right after one another: a pair
+is the workbook's, the other's, the other's, the workbook's (ABBA: a linear drift cancels), and the next one the other
+way round.
 """
+import contextlib
+import math
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -13,25 +17,34 @@ MEDIAN, LOWER = 0.98, 0.95
 
 
 def alternate(ours: Callable[[], float], other: Callable[[], float], pairs: int, names: tuple[str, str] = ("workbook", "vllm bench")) -> list[float]:
-    """Run both once to warm up, then `pairs` times in turn, with a row printed for each pair.
+    """Run both once to warm up, then `pairs` times ABBA, with a row printed for each pair.
 
     Args:
         ours, other: run one pass and return its output tok/s.
 
     Returns:
-        Ours / other of each pair: above 1 the workbook is faster.
+        Ours / other of each pair, of the geometric means of their two passes: above 1 the workbook is faster.
     """
-    ours(), other()
+    with silence():
+        ours(), other()
     print(f"pair  {names[0]:>12}  {names[1]:>12}   ratio")
     ratios = []
     for pair in range(pairs):
-        if pair % 2:
-            second, first = other(), ours()
-        else:
-            first, second = ours(), other()
+        found = {ours: [], other: []}
+        for run in (ours, other, other, ours) if pair % 2 == 0 else (other, ours, ours, other):
+            with silence():
+                found[run].append(run())
+        first, second = (math.exp(np.log(found[run]).mean()) for run in (ours, other))
         ratios.append(first / second)
         print(f"{pair + 1:4}  {first:12.1f}  {second:12.1f}   {first / second:.4f}", flush=True)
     return ratios
+
+
+@contextlib.contextmanager
+def silence():
+    """No progress bars, of either side: they are drawn as always, and go nowhere."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
 
 
 def lower_bound(ratios: list[float]) -> float:
