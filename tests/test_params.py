@@ -56,6 +56,8 @@ WRONG = [
     (ASYNC | {"load": "poisson", "concurrency": [4], "request_rate": 2},
      "parameters: key 'concurrency' is [4]: requests of load 'poisson' come at a rate, however many are under way; expected []"),
     ({"engine": "endpoint"}, "parameters: key 'endpoint' is empty: engine 'endpoint' is a server that runs already; expected its URL"),
+    ({"engine": "endpoint", "endpoint": "https://me:secret@host/v1"}, "parameters: key 'endpoint' has a user name, a password or a query: the report shows it to everybody; "
+     "expected scheme, host, port and path alone, the key being in the environment variable OPENAI_API_KEY"),
     (ASYNC | {"endpoint": "http://x"}, "parameters: key 'endpoint' is 'http://x': engine 'async' is started for the run; expected '', or engine: endpoint"),
     (ASYNC | {"replicas": 2}, "parameters: key 'replicas' is 2: only servers run side by side; expected 1, or engine: server"),
     ({"slo": {"tfft_ms": 5}}, "parameters: unknown key 'slo.tfft_ms' (value 5); did you mean 'ttft_ms'?"),

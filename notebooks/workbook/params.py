@@ -77,7 +77,7 @@ class Exam(Section):
     weights: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights, speed only; every gate of quality is off")
     weights_sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$", description="expected hash of the weights; empty: not asserted")
     engine: Literal["offline", "async", "server", "endpoint"] = Field("offline", description="how vLLM is driven: vllm.LLM; AsyncLLM, which can run data parallel; servers started for the run; or any OpenAI-compatible server that runs already")
-    endpoint: str = Field("", description="URL of the server (engine endpoint); its API key comes from the environment variable OPENAI_API_KEY")
+    endpoint: str = Field("", description="URL of the server (engine endpoint), without a user name, password or query; its API key comes from the environment variable OPENAI_API_KEY")
     replicas: int = Field(1, ge=1, description="servers side by side (engine server), on GPUs of their own where there are enough, else on the same")
     engine_args: dict[str, Any] = Field({}, description="passed to vLLM's engine as they are; lora_modules: {name: folder} puts an adapter on every request")
     env: dict[str, str] = Field({}, description="environment variables of the engine")
@@ -154,7 +154,11 @@ class Exam(Section):
             yield "key 'weights_sha256' is set: with weights: dummy there is nothing to assert; expected ''"
         if self.engine == "endpoint" and not self.endpoint:
             yield "key 'endpoint' is empty: engine 'endpoint' is a server that runs already; expected its URL"
-        if self.endpoint and self.engine != "endpoint":
+        # Whatever is in it is kept in run.json and printed in the report, and so is what is wrong with it: the value is not repeated.
+        if "@" in self.endpoint or "?" in self.endpoint:
+            yield ("key 'endpoint' has a user name, a password or a query: the report shows it to everybody; "
+                   "expected scheme, host, port and path alone, the key being in the environment variable OPENAI_API_KEY")
+        elif self.endpoint and self.engine != "endpoint":
             yield f"key 'endpoint' is {self.endpoint!r}: engine '{self.engine}' is started for the run; expected '', or engine: endpoint"
         if self.engine == "endpoint" and self.weights_sha256:
             yield "key 'weights_sha256' is set: an endpoint does not show its weights; expected ''"
