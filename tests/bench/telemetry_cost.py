@@ -1,11 +1,11 @@
 """What does the telemetry cost the load? The bar is 1 % of the machine, and 1 % of the speed.
 
 First the CPU time of the sampling process beside a load that does nothing. Then one engine answers the same requests
-with and without the sampling process beside it, in turns (which goes first changes from pair to pair). Prints a row a
-pair, and at the end whether the bar holds: the share of the machine's cores that the process takes, and the median
-ratio of output tok/s with its 90 % interval.
+with and without the sampling process beside it, in the pairs of `pairs`. Prints a row a pair, and at the end whether the
+bar holds: the share of the machine's cores that the process takes, and the median ratio of output tok/s with its 90 %
+interval.
 
-    python tests/bench/telemetry_cost.py [--run sharegpt-smollm2] [--pairs 10] [--seconds 30]
+    python tests/bench/telemetry_cost.py [--run sharegpt-smollm2] [--pairs 10] [--requests 7] [--seconds 30]
 """
 import argparse
 import contextlib
@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pairs
 import psutil
 from scipy import stats
 
@@ -28,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", default="sharegpt-smollm2")
     parser.add_argument("--pairs", type=int, default=10, help="pairs of passes with and without; 0: only the CPU time")
+    parser.add_argument("--requests", type=int, default=7, help="the exam's first requests make a pass")
     parser.add_argument("--seconds", type=float, default=30, help="how long the process is watched beside no load")
     args = parser.parse_args()
 
@@ -39,7 +41,7 @@ def main() -> None:
     if not args.pairs:
         print(f"bar: at most {BAR:.0%} of the machine: {'holds' if idle[0] <= BAR else 'does not hold'}")
         return
-    shares, ratios = _pairs(exam, gpus, args.pairs)
+    shares, ratios = _pairs(exam, gpus, args.requests, args.pairs)
     logs = np.log(ratios)
     low, high = np.exp(stats.t.interval(0.90, len(logs) - 1, logs.mean(), stats.sem(logs)))
     share = float(np.median([idle[0], *shares]))
@@ -48,24 +50,21 @@ def main() -> None:
           f"speed × {np.median(ratios):.4f}, 90 % interval {low:.4f} to {high:.4f}, {len(ratios)} pairs)")
 
 
-def _pairs(exam, gpus: list[int], pairs: int) -> tuple[list[float], list[float]]:
+def _pairs(exam, gpus: list[int], requests: int, count: int) -> tuple[list[float], list[float]]:
     """The share of the cores that the process took in each pass beside it, and the ratios of output tok/s, with / without."""
     model = models.resolve(exam)
-    batch = load.requests(exam, subjects.questions(exam, tokens.Tokenizer(model)))
+    batch = load.requests(exam, subjects.questions(exam, tokens.Tokenizer(model)))[:requests]
     engine = engines.start(exam, model, Path(tempfile.mkdtemp()) / "engine.log")
     shares: list[float] = []
-    ratios: list[float] = []
+
+    def sampled() -> float:
+        with telemetry.Sampler(gpus) as sampler, _cpu_share(sampler) as share:
+            found = _speed(engine, exam, batch)
+        shares.extend(share)
+        return found
     try:
-        _speed(engine, exam, batch)
-        print(f"{exam.run}: {len(batch)} requests\npair      with   without   ratio   sampling process")
-        for pair in range(pairs):
-            speeds = {}
-            for sampled in (True, False) if pair % 2 else (False, True):
-                with telemetry.Sampler(gpus) if sampled else contextlib.nullcontext() as sampler, _cpu_share(sampler) as share:
-                    speeds[sampled] = _speed(engine, exam, batch)
-                shares += share
-            ratios.append(speeds[True] / speeds[False])
-            print(f"{pair + 1:4}  {speeds[True]:8.1f}  {speeds[False]:8.1f}  {ratios[-1]:.4f}  {shares[-1]:.2%} of the cores", flush=True)
+        print(f"{exam.run}: {len(batch)} requests")
+        ratios = pairs.alternate(sampled, lambda: _speed(engine, exam, batch), count, ("with", "without"))
     finally:
         engine.close()
     return shares, ratios
