@@ -1,5 +1,7 @@
 """Engines behind a URL: every load against a scripted server, its faults, and what a server is started with."""
-
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -172,6 +174,20 @@ def test_replicas_are_placed_on_gpus_of_their_own_where_there_are_enough(monkeyp
     monkeypatch.setattr(platforms, "gpus", lambda: ())
     monkeypatch.setattr(platforms, "cores", lambda: [0, 1, 2, 3])
     assert [server.placement(asked, i)["VLLM_CPU_OMP_THREADS_BIND"] for i in (0, 1)] == ["0|1", "2|3"]
+
+
+def test_a_server_that_does_not_stop_says_where_it_hangs_and_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "STOP_S", 0.3)
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)\ndef waits_for_ever():\n  time.sleep(60)\nwaits_for_ever()"
+    log = tmp_path / "engine.log"
+    with log.open("w") as out:
+        process = subprocess.Popen([sys.executable, "-c", stubborn], env=os.environ | server.FAULTS, stdout=subprocess.PIPE, stderr=out, preexec_fn=server._die_with_parent)
+    assert process.stdout.readline() == b"up\n"
+    engine = object.__new__(server.ServerEngine)
+    engine._processes, engine._tree = [process], []
+    engine._stop()
+    assert not psutil.pid_exists(process.pid)
+    assert "Aborted" in log.read_text() and "in waits_for_ever" in log.read_text()
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path):

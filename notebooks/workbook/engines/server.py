@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -21,10 +22,12 @@ from workbook.engines.base import EngineDied, engine_args, environment, last_err
 from workbook.engines.http import HttpEngine
 from workbook.params import Exam
 
-STOP_S = 30
-"""Seconds a server may take to stop before it is killed."""
+STOP_S = 10
+"""Seconds a server may take to stop before it is killed: idle, vLLM's needs 2. Its threads are in the log then."""
 DYING_S = 5
 """Seconds for a server that answers no more to say how it ended."""
+FAULTS = {"PYTHONFAULTHANDLER": "1"}
+"""A server that crashes in native code leaves the Python it was in in its log."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -83,7 +86,7 @@ class ServerEngine(HttpEngine):
         if adapter := models.adapter(exam):
             words += ["--lora-modules", f"{adapter.name}={adapter.folder}"]
         with self._log.open("a") as log:
-            self._processes.append(subprocess.Popen(words, env=os.environ | environment(exam) | placement(exam, index), stdin=subprocess.DEVNULL,
+            self._processes.append(subprocess.Popen(words, env=os.environ | FAULTS | environment(exam) | placement(exam, index), stdin=subprocess.DEVNULL,
                                                     stdout=log, stderr=log, preexec_fn=_die_with_parent))
         return f"http://127.0.0.1:{port}"
 
@@ -111,9 +114,13 @@ class ServerEngine(HttpEngine):
         tree = {*self._tree, *self._descendants()}
         for process in self._processes:
             process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_S
         for process in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=STOP_S)
+                process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        for process in self._processes:
+            if process.poll() is None:  # what it hangs in, for whoever reads the log: Python's fault handler writes it
+                process.send_signal(signal.SIGABRT)
         _, alive = psutil.wait_procs(tree, timeout=1)
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -184,5 +191,6 @@ def _is_ready(url: str) -> bool:
 
 
 def _die_with_parent() -> None:
-    """In the new process: be told to stop when the one that started it ends, however that happens."""
+    """In the new process: be told to stop when the one that started it ends, however that happens; leave no core file."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
