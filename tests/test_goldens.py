@@ -140,6 +140,15 @@ def test_a_control_that_moved_is_a_suspect(folders):
         {"what": "controls.device_s", "golden": "2000.0 to 2000.0 ms", "now": "2500.0 ms"}]
 
 
+def test_a_clock_that_moved_is_a_suspect(folders):
+    golden = blessed(folders)
+    golden.metrics["gpu_clock_mhz@8"] = goldens.Samples(unit="MHz", direction="higher", sessions=[[1980.0, 1979.0], [1981.0]])
+    passes = [{"point": point, "measured": {"gpu_clock_mhz": clock}} for point, clock in ((8, 1755.0), (8, 1760.0), (32, 1400.0))]
+    assert goldens.differences(golden, record(repetitions=passes)) == [{"what": "clocks.gpu_clock_mhz@8", "golden": "1,980 MHz", "now": "1,758 MHz"}]
+    passes = [{"point": 8, "measured": {"gpu_clock_mhz": 1975.0}}, {"point": 8, "measured": {}}]
+    assert goldens.differences(golden, record(repetitions=passes)) == [], "below a per cent"
+
+
 # -- results ------------------------------------------------------------------------------------
 
 GATE = params.Gate()

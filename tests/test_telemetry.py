@@ -178,6 +178,8 @@ def test_metrics_of_a_pass():
     assert telemetry.of_window(frame, 104.1, 105.9, 1200) == {"memory_peak_gb": 70.0}, "too short for an energy, and the server was not asked"
     assert telemetry.of_window(frame, 104.1, 104.4, 1200) == {} == telemetry.of_window(frame.head(0), 1, 9, 1200), "between two samples"
     assert telemetry.of_window(frame[["time", "rss_gb"]], 100, 109, 1) == {"memory_peak_gb": 1.0}
+    clocked = telemetry.of_window(samples(gpu0_sm_mhz=1980.0, gpu1_sm_mhz=1755.0), 104.1, 105.9, 1)
+    assert clocked == {"memory_peak_gb": 70.0, "gpu_clock_mhz": 1867.5}
 
 
 def test_each_pass_notes_its_own():

@@ -105,6 +105,8 @@ def of_window(frame: pd.DataFrame, begin: float, end: float, output_tokens: int)
         return {}
     memory = inside.filter(regex=r"^gpu\d+_memory_gb$")
     found = {"memory_peak_gb": inside.rss_gb.max() if memory.empty else memory.max(axis=None)}
+    if not (clocks := inside.filter(regex=r"^gpu\d+_sm_mhz$")).empty:
+        found["gpu_clock_mhz"] = clocks.mean(axis=None)
     if "kv_cache_pct" in inside:
         found["kv_cache_peak_pct"] = inside.kv_cache_pct.max()
     if output_tokens and end - begin >= ENERGY_WINDOW_S:
