@@ -1,9 +1,8 @@
-"""Accuracy, its interval, and the change on the same questions; drift; scorers."""
+"""Accuracy, its interval, and the change on the same questions; drift."""
 import numpy as np
 import pytest
 from scipy import stats
 from workbook import accuracy, drift
-from workbook.scorers import SCORERS, last_number
 
 
 def test_wilson_interval_of_a_textbook_case():
@@ -52,16 +51,3 @@ def test_drift_is_the_mean_difference_of_each_sequence():
     assert drift.compare([[-1.0]], [[float("nan")]]).status == "REGRESSED"
     with pytest.raises(ValueError, match="not of the same sequences"):
         drift.compare([[-1.0]], [[-1.0, -2.0]])
-
-
-@pytest.mark.parametrize("answer, gold, right", [
-    ("The answer is 7.", "7", True), ("7", "#### 7", True), ("So 3 + 4 = 7", "7", True), ("3 + 4 = 7, not 8", "7", False),
-    ("$1,234.00", "1234", True), ("-4", "-4", True), ("0 - 4 = -4", "-4", True), ("5-3", "3", True), ("5-3", "-3", False), ("(1+2)-3", "3", True),
-    ("0 - 4 = 4", "-4", False), ("", "4", False), ("none", "4", False), (".5", "0.5", True), ("10 eggs", "10", True), ("1,000,000", "1000000", True),
-])
-def test_numeric(answer, gold, right):
-    assert SCORERS["numeric"](answer, gold) is right
-
-
-def test_a_text_without_a_number_has_none():
-    assert last_number("no number here, only $ and .") is None

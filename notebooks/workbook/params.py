@@ -94,7 +94,7 @@ class Exam(Section):
     burstiness: float = Field(1.0, gt=0, description="shape of the gaps (load gamma): 1 is Poisson, less is burstier, more is more even")
     repetitions: int = Field(3, ge=1, description="measured repetitions of the load in a session")
     warmup: int | Literal["auto"] = Field("auto", description="unmeasured passes first: so many, or `auto`: until the output tok/s of two in a row agree within 2 %, at most 5")
-    scorers: list[Literal["numeric"]] = Field([], description="how answers are judged")
+    scorers: list[Literal["numeric", "verl_strict", "verl_flexible", "lm_eval_strict", "lm_eval_flexible"]] = Field([], description="how answers are judged; the first one counts, the others are shown beside it")
     slo: Slo = Field(Slo(), description="limits of a good request, for goodput: `ttft_ms`, `tpot_ms`, `e2e_ms`; 0: none")
     gates: dict[str, Gate] = Field({}, description="metric (`metric@point` in a sweep): how much worse it may get")
     requires: Requires = Field(Requires(), description="what the machine must have; `device` any, cpu or gpu, `gpus` at least")

@@ -1,30 +1,97 @@
-"""Scorers: is an answer right? A registry of functions (answer, gold) -> bool."""
+"""Scorers: is an answer right? A registry of functions (answer, gold) -> bool; adding one is a function and a test.
+
+`gold` is a GSM8K answer with its `#### 42` line, or a bare number. `numeric` is the workbook's own; the others do what
+their projects do, faults included, so that a figure can be held against theirs.
+"""
 import re
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 
-NUMBER = re.compile(r"[-+]?\$?\d[\d,]*(?:\.\d+)?|[-+]?\$?\.\d+")
-SUBTRACTION = re.compile(r"(?<=[\d)])\s*-\s*(?=[$\d(])")
+import pandas as pd
+
+from workbook import answers
+
+VERL_TAIL = 300
+"""Characters of the answer that verl's scorer looks at, the last ones (verl/utils/reward_score/gsm8k.py)."""
+HASHES = re.compile(r"#### (\-?[0-9\.\,]+)")
+VERL_NUMBER = re.compile(r"(\-?[0-9\.\,]+)")
+LM_EVAL_NUMBER = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+LM_EVAL_TAIL = 200
+LM_EVAL_IGNORED = [re.compile(pattern) for pattern in (",", r"\$", r"(?s).*#### ", r"\.$")]
+"""What its exact match takes out of both sides, in this order (lm_eval/tasks/gsm8k/gsm8k.yaml)."""
 
 
 def numeric(answer: str, gold: str) -> bool:
-    """Whether the last number an answer states equals the gold one, as numbers.
+    """Whether the final answer, in whatever form it is stated, is the gold number: `answers.stated`."""
+    return not answers.stated(answer).isdisjoint(gold_values(gold))
 
-    Thousands separators, a currency sign and trailing zeros do not matter. `gold` is a bare number or a
-    text that ends in one (GSM8K's `#### 42`).
+
+def verl_strict(answer: str, gold: str) -> bool:
+    """verl, method "strict": the last `#### number` of the last 300 characters, as a text."""
+    found = HASHES.findall(answer[-VERL_TAIL:])
+    return bool(found) and found[-1].replace(",", "").replace("$", "") == _verl_gold(gold)
+
+
+def verl_flexible(answer: str, gold: str) -> bool:
+    """verl, method "flexible": the last number of the last 300 characters, as a text with its commas."""
+    found = VERL_NUMBER.findall(answer[-VERL_TAIL:])
+    return next((text for text in reversed(found) if text not in ("", ".")), None) == _verl_gold(gold)
+
+
+def lm_eval_strict(answer: str, gold: str) -> bool:
+    """lm-evaluation-harness, filter "strict-match": the first `#### number`."""
+    found = HASHES.search(answer)
+    return _lm_eval_equal(found[1] if found else "[invalid]", gold)
+
+
+def lm_eval_flexible(answer: str, gold: str) -> bool:
+    """lm-evaluation-harness, filter "flexible-extract": the last run of digits, signs of money, points and commas."""
+    tail = answer[-LM_EVAL_TAIL:].partition(" ")[2]  # a number has no space in it: those behind one are whole
+    found = LM_EVAL_NUMBER.findall(tail) or LM_EVAL_NUMBER.findall(answer)
+    return _lm_eval_equal((found[-1][0] or found[-1][1]).strip() if found else "[invalid]", gold)
+
+
+def gold_values(gold: str) -> frozenset[Fraction]:
+    """Values of the right answer: of what is behind its `####`, or of all of it."""
+    return answers.stated(f"#### {gold.rpartition('####')[2].strip()}")
+
+
+def _verl_gold(gold: str) -> str:
+    """The right answer as verl's data preparation stores it (examples/data_preprocess/gsm8k.py)."""
+    found = HASHES.search(gold)
+    return (found[1] if found else gold.strip()).replace(",", "")
+
+
+def _lm_eval_equal(answer: str, gold: str) -> bool:
+    sides = [answer, gold]
+    for pattern in LM_EVAL_IGNORED:
+        sides = [pattern.sub("", side) for side in sides]
+    return sides[0].lower() == sides[1].lower()
+
+
+SCORERS: dict[str, Callable[[str, str], bool]] = {
+    "numeric": numeric, "verl_strict": verl_strict, "verl_flexible": verl_flexible, "lm_eval_strict": lm_eval_strict, "lm_eval_flexible": lm_eval_flexible}
+
+
+def judge(answered: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """The rows with a column of booleans for each scorer, and `correct`, which is the first one's.
+
+    Args:
+        answered: columns gold and answer.
     """
-    stated, right = last_number(answer), last_number(gold)
-    return stated is not None and stated == right
+    columns = {name: [SCORERS[name](answer, gold) for answer, gold in zip(answered.answer, answered.gold, strict=True)] for name in names}
+    return answered.assign(**columns, correct=columns[names[0]])
 
 
-def last_number(text: str) -> Decimal | None:
-    """The last number in a text, or None. A minus between two operands (`7-3`) is not a sign."""
-    for found in reversed(NUMBER.findall(SUBTRACTION.sub(" - ", text))):
-        try:
-            return Decimal(found.replace(",", "").replace("$", ""))
-        except InvalidOperation:
-            continue
-    return None
+def matrix(scores: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """A row for each scorer: per cent right, and per cent of the answers that it finds right and another wrong."""
+    share = {name: {"right": scores[name].mean()} | {f"not {other}": (scores[name] & ~scores[other]).mean() for other in names} for name in names}
+    return (pd.DataFrame(share).T * 100).rename_axis("scorer").reset_index()
 
 
-SCORERS: dict[str, Callable[[str, str], bool]] = {"numeric": numeric}
+def disputed(scores: pd.DataFrame, names: list[str], rows: int = 10, tail: int = 200) -> pd.DataFrame:
+    """The first answers on which the scorers disagree: gold, who finds it right, and the end of the answer."""
+    votes = scores[names]
+    found = scores[votes.any(axis=1) & ~votes.all(axis=1)].head(rows)
+    return pd.DataFrame({"gold": found.gold, "right by": [", ".join(n for n in names if row[n]) for _, row in found.iterrows()],
+                         "end of the answer": found.answer.str[-tail:]})
