@@ -2,22 +2,44 @@
 import numpy as np
 import pytest
 from scipy import stats
+
 from workbook import accuracy, drift
 
 
-def test_wilson_interval_of_a_textbook_case():
-    """8 of 10: Wilson's interval is 49.0 to 94.3 % (Newcombe 1998 gives the formula)."""
+def test_wilson_interval_at_one_sample_a_question_is_the_textbooks():
     correct = np.array([[True]] * 8 + [[False]] * 2)
-    found = accuracy.estimate(correct)
-    z = stats.norm.ppf(0.975)
-    centre = (0.8 + z**2 / 20) / (1 + z**2 / 10)
-    half = z * np.sqrt(0.8 * 0.2 / 10 + z**2 / 400) / (1 + z**2 / 10)
-    assert (found.low, found.high) == pytest.approx((centre - half, centre + half))
-    assert (found.value, found.answers, found.questions) == (0.8, 10, 10)
+    found, textbook = accuracy.estimate(correct), stats.binomtest(8, 10).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((textbook.low, textbook.high))
+    assert (found.value, found.answers, found.questions, found.worth) == (0.8, 10, 10, pytest.approx(10))
+    for share in (0.0, 1.0):
+        found, textbook = accuracy.estimate(np.full((10, 4), bool(share))), stats.binomtest(int(10 * share), 10).proportion_ci(method="wilson")
+        assert (found.low, found.high) == pytest.approx((textbook.low, textbook.high), abs=1e-9), "four samples that agree are worth one"
 
 
-def test_pass_at_n_counts_questions():
-    assert accuracy.estimate(np.array([[True, False], [False, False]])).pass_at_n == 0.5
+def test_the_interval_covers_the_accuracy_of_questions_drawn_anew():
+    """Hard and easy questions, four samples each: 95 % of the intervals hold the mean over all questions (0.5), where
+    those for 4 x 60 independent answers hold it far less often."""
+    rng = np.random.default_rng(0)
+    held = naive = 0
+    for _ in range(1000):
+        correct = rng.random((60, 4)) < rng.beta(0.5, 0.5, size=(60, 1))
+        found = accuracy.estimate(correct)
+        held += found.low <= 0.5 <= found.high
+        low, high = accuracy.wilson(found.value, found.answers)
+        naive += low <= 0.5 <= high
+    assert held >= 935 and naive < 850
+
+
+def test_samples_that_are_no_more_alike_than_others_count_in_full():
+    found = accuracy.estimate(np.array([[True, False]] * 30))
+    assert found.worth == 60
+
+
+def test_pass_at_k_is_the_share_of_draws_that_solve():
+    """2 right of 4: one draw of 4 is right in 1/2, two in 5/6 (1 - 1/6), three always."""
+    correct = np.array([[True, True, False, False], [False] * 4])
+    assert accuracy.estimate(correct).pass_at == pytest.approx([1 / 4, 5 / 12, 1 / 2, 1 / 2])
+    assert accuracy.pass_at(np.array([[True], [False]])) == [0.5]
 
 
 def test_mcnemar_is_exact_and_one_sided():

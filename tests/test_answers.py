@@ -3,7 +3,7 @@ from fractions import Fraction
 
 import pytest
 
-from workbook.answers import readings, stated
+from workbook.answers import label, readings, stated
 
 ANNOUNCED = [
     ("#### 42", 42), ("####42", 42), ("#### $42.00", 42), ("#### 42.", 42), ("####  $ 42", 42), ("#### 42$", 42), ("#### €42", 42), ("#### ~42", 42), ("#### = 42", 42),
@@ -57,6 +57,10 @@ def test_numbers_are_read_in_their_usual_forms(text, value):
                          ids=range(10))
 def test_a_text_without_a_number_states_none(text):
     assert stated(text) == frozenset()
+
+
+def test_a_reading_has_a_label():
+    assert [label(stated(text)) for text in ("$1,234.00", "50%", "1/4", "1/3", "5 million", "-2", "none")] == ["1234", "50", "0.25", "0.333333333333", "5000000", "-2", ""]
 
 
 def test_a_number_is_not_read_out_of_a_name():

@@ -71,3 +71,11 @@ def test_the_first_scorer_counts_and_the_matrix_shows_where_they_disagree():
     assert table.right.tolist() == [75, 25, 50] and table.loc["numeric", "not verl_strict"] == 50 and table.loc["verl_strict", "not numeric"] == 0
     disputed = scorers.disputed(scores, names)
     assert disputed["end of the answer"].tolist() == ["#### $42.00", "The answer is 42."] and disputed["right by"].tolist() == ["numeric", "numeric, lm_eval_flexible"]
+
+
+def test_a_majority_is_the_most_frequent_stated_answer():
+    said = {0: ["5", "7", "7", "it is 7"], 1: ["5", "7", "none", ""], 2: ["none"] * 4, 3: ["8", "7", "8", "7"]}
+    answered = pd.DataFrame([{"prompt_id": q, "gold": "7", "answer": a} for q, given in said.items() for a in given])
+    scores = scorers.judge(answered, ["numeric"])
+    assert scores.stated.tolist()[:8] == ["5", "7", "7", "7", "5", "7", "", ""]
+    assert scorers.majority(scores) == 1 / 4, "right in the first; in the last one 8 came first"

@@ -1,8 +1,9 @@
 """Accuracy: how many answers are right, how sure that is, and whether it fell on the same questions."""
+import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 LOWEST, HIGHEST = 0.20, 0.80
 """Accuracy of the golden between which a change can show in either direction, and so may gate."""
@@ -11,13 +12,26 @@ ALPHA, SMALLEST_DROP = 0.05, 0.01
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of right answers with its Wilson interval at 95 % over all answers, and pass@n over questions."""
+    """Share of right answers with its Wilson interval at 95 %, and the share of questions that k samples solve.
+
+    Attributes:
+        worth: the independent answers that would give as narrow an interval; samples of one question are not independent.
+        pass_at: pass@1 to pass@n.
+    """
     value: float
     low: float
     high: float
     answers: int
     questions: int
-    pass_at_n: float
+    worth: float
+    pass_at: list[float]
+
+    @property
+    def sentence(self) -> str:
+        """All of it in words."""
+        worth = f", worth {self.worth:,.0f} independent ones" if self.worth < 0.95 * self.answers else ""
+        chances = f"; pass@{len(self.pass_at)} {self.pass_at[-1]:.1%}" if len(self.pass_at) > 1 else ""
+        return f"{self.value:.1%} right (95 % interval {self.low:.1%} to {self.high:.1%}, {self.answers:,} answers to {self.questions:,} questions{worth}){chances}"
 
 
 @dataclass(frozen=True)
@@ -30,10 +44,32 @@ class Drop:
 
 
 def estimate(correct: np.ndarray) -> Accuracy:
-    """Accuracy of a (questions, samples) array of booleans."""
-    right, total = int(correct.sum()), correct.size
-    interval = stats.binomtest(right, total).proportion_ci(method="wilson")
-    return Accuracy(right / total, float(interval.low), float(interval.high), total, len(correct), float(correct.any(axis=1).mean()))
+    """Accuracy of a (questions, samples) array of booleans.
+
+    The interval is Wilson's (1927) for as many independent answers as the spread over questions is worth (Kish's
+    effective sample size): at one sample a question, their number; more samples of the same questions narrow it as far
+    as they differ.
+    """
+    means, share, answers, questions = correct.mean(axis=1), float(correct.mean()), correct.size, len(correct)
+    variance = float(means.var()) / questions
+    worth = min(answers, share * (1 - share) / variance) if variance else float(answers if 0 < share < 1 else questions)
+    low, high = wilson(share, worth)
+    return Accuracy(share, low, high, answers, questions, worth, pass_at(correct))
+
+
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """Wilson's interval at 95 % of a share of `count` independent answers, which need not be a whole number."""
+    z = float(stats.norm.ppf(0.975))
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def pass_at(correct: np.ndarray) -> list[float]:
+    """pass@k for k = 1 to n: the mean over questions of 1 - C(n - c, k) / C(n, k), c of n samples being right; without
+    bias, as in Chen et al. 2021, "Evaluating Large Language Models Trained on Code"."""
+    n, wrong = correct.shape[1], (~correct).sum(axis=1)
+    return [float(np.mean(1 - special.comb(wrong, k) / special.comb(n, k))) for k in range(1, n + 1)]
 
 
 def compare(golden: np.ndarray, new: np.ndarray) -> Drop:

@@ -80,6 +80,14 @@ def stated(text: str) -> frozenset[Fraction]:
     return (_concluded(text[-TAIL:]) if len(text) > TAIL else frozenset()) or _concluded(text)
 
 
+def label(values: frozenset[Fraction]) -> str:
+    """A reading in digits, its largest whole value where it has several; empty where it is none."""
+    if not values:
+        return ""
+    value = max(values, key=lambda v: (v.denominator == 1, v))
+    return str(value.numerator) if value.denominator == 1 else f"{float(value):.12g}"
+
+
 def readings(text: str) -> list[Reading]:
     """All numbers in a text, in order."""
     found = []

@@ -143,8 +143,8 @@ def with_suspects(status: str, sentence: str, differences: list[dict[str, str]])
 def judge_accuracy(scores: pd.DataFrame, golden: goldens.Golden | None) -> dict[str, Any]:
     """Accuracy with its interval and, with a golden, the change on the same questions."""
     correct = goldens.correctness(scores)
-    found = asdict(accuracy.estimate(correct)) | {"status": "NO_GOLDEN"}
-    found["sentence"] = f"{found['value']:.1%} right (95 % interval {found['low']:.1%} to {found['high']:.1%}, {found['answers']} answers)"
+    estimate = accuracy.estimate(correct)
+    found = asdict(estimate) | {"status": "NO_GOLDEN", "sentence": estimate.sentence}
     if golden and golden.correct is not None:
         drop = accuracy.compare(np.array(golden.correct, dtype=bool), correct)
         found |= {"status": drop.status, "change": -drop.drop, "p": drop.p, "golden": float(np.mean(golden.correct)),

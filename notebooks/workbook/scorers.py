@@ -74,13 +74,22 @@ SCORERS: dict[str, Callable[[str, str], bool]] = {
 
 
 def judge(answered: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """The rows with a column of booleans for each scorer, and `correct`, which is the first one's.
+    """The rows with a column of booleans for each scorer, `correct`, which is the first one's, and `stated`, the final
+    answer in digits.
 
     Args:
         answered: columns gold and answer.
     """
     columns = {name: [SCORERS[name](answer, gold) for answer, gold in zip(answered.answer, answered.gold, strict=True)] for name in names}
-    return answered.assign(**columns, correct=columns[names[0]])
+    return answered.assign(**columns, correct=columns[names[0]], stated=[answers.label(answers.stated(answer)) for answer in answered.answer])
+
+
+def majority(scores: pd.DataFrame) -> float:
+    """Share of questions whose most frequent stated answer is right (of equally frequent ones the first), as lm-eval's
+    `maj@k`; a sample that states none has no vote."""
+    votes = scores[scores.stated != ""]
+    right = [rows.correct[rows.stated == rows.stated.value_counts(sort=False).idxmax()].any() for _, rows in votes.groupby("prompt_id")]
+    return sum(right) / scores.prompt_id.nunique()
 
 
 def matrix(scores: pd.DataFrame, names: list[str]) -> pd.DataFrame:
