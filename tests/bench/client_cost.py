@@ -134,8 +134,8 @@ def environment(folder: Path, name: str, version: str) -> Path:
 
 def tokenizer(folder: Path) -> Path:
     """The embedded model's tokenizer alone, in a folder of a plain name (aiperf takes other paths for a hub id)."""
-    from workbook import models
-    source, found = models.resolve(models.EMBEDDED), folder / "tokenizer"
+    from workbook import embedded
+    source, found = embedded.prepare(), folder / "tokenizer"
     found.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (found / name).write_bytes((source / name).read_bytes())
