@@ -1,4 +1,6 @@
 """Accuracy, its interval, and the change on the same questions; drift."""
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -58,6 +60,41 @@ def test_samples_are_compared_by_question(loss, status):
     golden = rng.random((200, 4)) < hard
     new = rng.random((200, 4)) < np.clip(hard - loss, 0, 1)
     assert accuracy.compare(golden, new).status == status
+
+
+def test_sign_flips_are_counted_exactly():
+    """Against all 2^6 sign patterns of the differences, with other numbers of samples on either side."""
+    rng = np.random.default_rng(3)
+    for samples in ((4, 4), (2, 3), (1, 4)):
+        golden, new = (rng.random((6, n)) < 0.5 for n in samples)
+        differences = golden.mean(axis=1) - new.mean(axis=1)
+        flipped = [np.dot(signs, np.abs(differences)) for signs in itertools.product((-1, 1), repeat=6)]
+        assert accuracy.compare(golden, new).p == pytest.approx(np.mean(np.array(flipped) >= differences.sum() - 1e-9))
+    same = np.array([[True, False], [False, False]])
+    assert accuracy.compare(same, same[:, ::-1]).p == 1.0
+
+
+def rates(runs, samples, drop, flips=0.01, questions=1319, seed=0):
+    """Share of simulated runs that are REGRESSED. One sample: flips each way, and as many lost on top as make the drop.
+    More: every question has its own chance (mostly near 0 or 1), and all samples are drawn anew."""
+    rng, found = np.random.default_rng(seed), 0
+    for _ in range(runs):
+        if samples == 1:
+            golden = rng.random(questions) < 0.5
+            draw = rng.random(questions)
+            new = np.where(golden, draw >= 2 * (flips + drop), draw < 2 * flips)
+            golden, new = golden[:, None], new[:, None]
+        else:
+            chance = rng.beta(0.5, 0.5, size=(questions, 1))
+            golden, new = (rng.random((questions, samples)) < c for c in (chance, chance * (1 - drop / 0.5)))
+        found += accuracy.compare(golden, new).status == "REGRESSED"
+    return found / runs
+
+
+@pytest.mark.parametrize("samples, drop", [(1, 0.02), (4, 0.03)])
+def test_a_fall_is_found_and_noise_is_none(samples, drop):
+    """1,000 runs of 1,319 questions each; the bars are .95 and .015."""
+    assert rates(1000, samples, drop) >= 0.95 and rates(1000, samples, 0.0) <= 0.015
 
 
 def test_no_gate_where_a_fall_cannot_show():

@@ -3,11 +3,15 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
+from scipy import signal, special, stats
 
 LOWEST, HIGHEST = 0.20, 0.80
 """Accuracy of the golden between which a change can show in either direction, and so may gate."""
-ALPHA, SMALLEST_DROP = 0.05, 0.01
+SMALLEST_DROP = 0.01
+"""A fall of less than a point is none."""
+ALPHA, ALPHA_SAMPLED = 0.05, 0.0125
+"""The p below which a fall counts, at one sample a question and at several. Greedy answers flip seldom, so that noise
+seldom makes a point and .05 is safe; samples are drawn anew, and one run in twenty would be a false alarm."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +77,20 @@ def pass_at(correct: np.ndarray) -> list[float]:
 
 
 def compare(golden: np.ndarray, new: np.ndarray) -> Drop:
-    """Did accuracy fall? Exact one-sided McNemar at n = 1, sign-flip permutation of the per-question
-    means at n > 1; a fall counts at p < .05 and a point or more.
+    """Did accuracy fall? Exact one-sided McNemar at n = 1, exact one-sided sign-flip permutation of the per-question
+    means at n > 1; a fall counts at p < `ALPHA` or `ALPHA_SAMPLED` and a point or more.
 
     Args:
         golden, new: right or wrong, arrays of shape (questions, samples), the same questions in order.
     """
     before, after = golden.mean(axis=1), new.mean(axis=1)
     drop = float(before.mean() - after.mean())
-    p = _mcnemar(golden[:, 0], new[:, 0]) if golden.shape[1] == new.shape[1] == 1 else _sign_flip(before, after)
+    single = golden.shape[1] == new.shape[1] == 1
+    p, alpha = (_mcnemar(golden[:, 0], new[:, 0]), ALPHA) if single else (_sign_flip(golden, new), ALPHA_SAMPLED)
     if not LOWEST <= before.mean() <= HIGHEST:
         sentence = f"not gated: the golden's accuracy {before.mean():.0%} is outside {LOWEST:.0%} to {HIGHEST:.0%}, where a change shows"
         return Drop("PASSED", drop, p, sentence)
-    worse = p < ALPHA and drop >= SMALLEST_DROP
+    worse = p < alpha and drop >= SMALLEST_DROP
     return Drop("REGRESSED" if worse else "PASSED", drop, p,
                 f"{0.0 - drop * 100:+.1f} points on the same {len(before)} questions (p = {p:.3f})")
 
@@ -95,10 +100,16 @@ def _mcnemar(golden: np.ndarray, new: np.ndarray) -> float:
     return float(stats.binomtest(lost, lost + gained, alternative="greater").pvalue) if lost + gained else 1.0
 
 
-def _sign_flip(before: np.ndarray, after: np.ndarray) -> float:
-    difference = before - after
-    if not difference.any():
-        return 1.0
-    test = stats.permutation_test((difference,), np.mean, permutation_type="samples", alternative="greater",
-                                  n_resamples=9999, rng=np.random.default_rng(0))
-    return float(test.pvalue)
+def _sign_flip(golden: np.ndarray, new: np.ndarray) -> float:
+    """Probability of a fall of the mean as large as this if each question's difference were as likely to have the other
+    sign (Fisher's randomisation test), exact: the differences are whole numbers once scaled, those of one size flip as
+    a binomial, and the sum over sizes is a convolution."""
+    scale = math.lcm(golden.shape[1], new.shape[1])
+    lost = golden.sum(axis=1) * (scale // golden.shape[1]) - new.sum(axis=1) * (scale // new.shape[1])
+    sizes, counts = np.unique(np.abs(lost[lost != 0]), return_counts=True)
+    chances = np.ones(1)
+    for size, count in zip(sizes, counts, strict=True):
+        positive = np.zeros(size * count + 1)  # by the sum of the positive ones
+        positive[::size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = signal.convolve(chances, positive)
+    return float(min(1.0, chances[lost[lost > 0].sum():].sum()))
