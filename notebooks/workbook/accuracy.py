@@ -9,7 +9,7 @@ LOWEST, HIGHEST = 0.20, 0.80
 """Accuracy of the golden between which a change can show in either direction, and so may gate."""
 SMALLEST_DROP = 0.01
 """A fall of less than a point is none."""
-ALPHA, ALPHA_SAMPLED = 0.05, 0.0125
+ALPHA, ALPHA_SAMPLED = 0.05, 0.01
 """The p below which a fall counts, at one sample a question and at several. Greedy answers flip seldom, so that noise
 seldom makes a point and .05 is safe; samples are drawn anew, and one run in twenty would be a false alarm."""
 
