@@ -16,7 +16,7 @@ def test_passes_alternate_and_a_ratio_is_ours_over_the_others(capsys):
         order.append(name)
         return rate
     assert pairs.alternate(lambda: one("A", 99.0), lambda: one("B", 100.0), 4, ("ours", "theirs")) == pytest.approx([0.99] * 4)
-    assert "".join(order) == "AB" + "ABBABAAB" * 2, "a warm-up of each, then every pair the other way round"
+    assert "".join(order) == "AB" + "ABBABAAB" * 2 * 4, "a warm-up of each, then every second round the other way round"
     said = capsys.readouterr().out.splitlines()
     assert said[0].split() == ["pair", "ours", "theirs", "ratio"] and said[4].split() == ["4", "99.0", "100.0", "0.9900"]
 

@@ -1,10 +1,10 @@
 """What does it cost to send requests one by one? Output tok/s of the async engine against the offline one on a batch.
 
-Both answer an exam's first requests, all at once and so few that a pass takes seconds. Each engine lives in a process of
+Both answer an exam's first requests all at once, cut to so few tokens that a pass takes a second or two. Each engine lives in a process of
 its own for the whole bench (two in one process share counters) and works when it is told to, in turn with the other; the
-one whose turn it is not is seen to leave the processor alone. Exits with 1 if the bar of `pairs` is missed. About six minutes on two cores.
+one whose turn it is not is seen to leave the processor alone. Exits with 1 if the bar of `pairs` is missed. About ten minutes on two cores.
 
-    python tests/bench/async_overhead.py [--run sharegpt-smollm2] [--pairs 10] [--requests 7]
+    python tests/bench/async_overhead.py [--run sharegpt-smollm2] [--pairs 10] [--requests 8] [--tokens 48]
 """
 import argparse
 import contextlib
@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pairs
@@ -30,11 +31,11 @@ SETTLE_S = 0.5
 class Engine:
     """An engine in a process of its own."""
 
-    def __init__(self, name: str, run: str, count: int):
+    def __init__(self, name: str, run: str, count: int, length: int):
         context = multiprocessing.get_context("spawn")
         self.name, self.idle = name, 0.0
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(name, run, count, theirs))
+        self._process = context.Process(target=serve, args=(name, run, count, length, theirs))
         self._process.start()
         theirs.close()
         self._pipe.recv()  # it has started
@@ -60,12 +61,12 @@ class Engine:
         self._process.join()
 
 
-def serve(name: str, run: str, count: int, pipe) -> None:
+def serve(name: str, run: str, count: int, length: int, pipe) -> None:
     """In the engine's process: a pass for each True that comes, and its output tok/s back."""
     os.environ[progress.TERMINAL] = ""  # no bar
     exam = exams.load(run, exams.parse_set(f"engine={name} load=batch"))
     model = models.resolve(exam)
-    batch = load.requests(exam, subjects.questions(exam, tokens.Tokenizer(model)))[:count]
+    batch = [replace(r, max_tokens=length) for r in load.requests(exam, subjects.questions(exam, tokens.Tokenizer(model)))[:count]]
     engine = engines.start(exam, model, Path(tempfile.mkdtemp()) / "engine.log")
     pipe.send(True)
     while pipe.recv():
@@ -77,13 +78,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", default="sharegpt-smollm2")
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--requests", type=int, default=7)
+    parser.add_argument("--requests", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=48)
     args = parser.parse_args()
 
     started = []
     try:
-        started += [Engine("async", args.run, args.requests)]
-        started += [Engine("offline", args.run, args.requests)]
+        started += [Engine("async", args.run, args.requests, args.tokens)]
+        started += [Engine("offline", args.run, args.requests, args.tokens)]
         first, second = started
         ratios = pairs.alternate(lambda: first.passed(second), lambda: second.passed(first), args.pairs, ("async", "offline"))
     finally:

@@ -1,10 +1,10 @@
 """What does the workbook's own measuring cost? Output tok/s of its offline engine against vLLM's benchmark.
 
 The same engine answers the same requests, alternately driven by the workbook (`load.measure`, with its
-counters and per-request times) and by the function behind `vllm bench throughput`: the exam's first requests, so few
-that a pass takes seconds. Exits with 1 if the bar of `pairs` is missed. About five minutes on two cores.
+counters and per-request times) and by the function behind `vllm bench throughput`: the exam's first requests, cut
+to so few tokens that a pass takes a second or two. Exits with 1 if the bar of `pairs` is missed. About eight minutes on two cores.
 
-    python tests/bench/offline_overhead.py [--run sharegpt-smollm2] [--pairs 10] [--requests 7]
+    python tests/bench/offline_overhead.py [--run sharegpt-smollm2] [--pairs 10] [--requests 8] [--tokens 48]
 """
 import argparse
 import sys
@@ -22,13 +22,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", default="sharegpt-smollm2")
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--requests", type=int, default=7)
+    parser.add_argument("--requests", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=48)
     args = parser.parse_args()
 
     exam = exams.load(args.run)
     model = models.resolve(exam)
     questions = subjects.questions(exam, tokens.Tokenizer(model))
-    batch = [replace(r, seed=None) for r in load.requests(exam, questions)[:args.requests]]
+    batch = [replace(r, seed=None, max_tokens=args.tokens) for r in load.requests(exam, questions)[:args.requests]]
     engine = engines.start(exam, model, Path(tempfile.mkdtemp()) / "engine.log")
     # The peer always samples at temperature 1 without seeds, to the limit: so do we here, on the exam's own engine.
     engine._exam = exam.model_copy(update={"temperature": 1.0, "ignore_eos": True})

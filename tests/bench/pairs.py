@@ -1,8 +1,8 @@
 """Passes in pairs, the workbook's and another's in turn, and the bar that their ratio has to clear.
 
-A machine drifts (clocks, caches, neighbours), so what is compared are passes of seconds right after one another: a pair
-is the workbook's, the other's, the other's, the workbook's (ABBA: a linear drift cancels), and the next one the other
-way round.
+A machine drifts (clocks, caches, neighbours), so what is compared are passes of a second or two right after one another:
+a pair is made of rounds of the workbook's, the other's, the other's, the workbook's (ABBA: a linear drift cancels), every
+second round the other way round.
 """
 import contextlib
 import math
@@ -12,18 +12,20 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
+ROUNDS = 4
+"""Of each pair: sixteen passes, eight of either side."""
 MEDIAN, LOWER = 0.98, 0.95
 """The least that the median ratio and the lower end of its 90 % interval may be."""
 
 
 def alternate(ours: Callable[[], float], other: Callable[[], float], pairs: int, names: tuple[str, str] = ("workbook", "vllm bench")) -> list[float]:
-    """Run both once to warm up, then `pairs` times ABBA, with a row printed for each pair.
+    """Run both once to warm up, then `pairs` pairs of `ROUNDS` rounds, with a row printed for each pair.
 
     Args:
         ours, other: run one pass and return its output tok/s.
 
     Returns:
-        Ours / other of each pair, of the geometric means of their two passes: above 1 the workbook is faster.
+        Ours / other of each pair, of the geometric means of their passes: above 1 the workbook is faster.
     """
     with silence():
         ours(), other()
@@ -31,9 +33,10 @@ def alternate(ours: Callable[[], float], other: Callable[[], float], pairs: int,
     ratios = []
     for pair in range(pairs):
         found = {ours: [], other: []}
-        for run in (ours, other, other, ours) if pair % 2 == 0 else (other, ours, ours, other):
-            with silence():
-                found[run].append(run())
+        for number in range(ROUNDS):
+            for run in (ours, other, other, ours) if number % 2 == 0 else (other, ours, ours, other):
+                with silence():
+                    found[run].append(run())
         first, second = (math.exp(np.log(found[run]).mean()) for run in (ours, other))
         ratios.append(first / second)
         print(f"{pair + 1:4}  {first:12.1f}  {second:12.1f}   {first / second:.4f}", flush=True)

@@ -5,13 +5,14 @@ with and without the sampling process beside it, in the pairs of `pairs`. Prints
 bar holds: the share of the machine's cores that the process takes, and the median ratio of output tok/s with its 90 %
 interval.
 
-    python tests/bench/telemetry_cost.py [--run sharegpt-smollm2] [--pairs 10] [--requests 7] [--seconds 30]
+    python tests/bench/telemetry_cost.py [--run sharegpt-smollm2] [--pairs 10] [--requests 8] [--tokens 48] [--seconds 30]
 """
 import argparse
 import contextlib
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", default="sharegpt-smollm2")
     parser.add_argument("--pairs", type=int, default=10, help="pairs of passes with and without; 0: only the CPU time")
-    parser.add_argument("--requests", type=int, default=7, help="the exam's first requests make a pass")
+    parser.add_argument("--requests", type=int, default=8, help="the exam's first requests make a pass")
+    parser.add_argument("--tokens", type=int, default=48, help="output tokens of each")
     parser.add_argument("--seconds", type=float, default=30, help="how long the process is watched beside no load")
     args = parser.parse_args()
 
@@ -41,7 +43,7 @@ def main() -> None:
     if not args.pairs:
         print(f"bar: at most {BAR:.0%} of the machine: {'holds' if idle[0] <= BAR else 'does not hold'}")
         return
-    shares, ratios = _pairs(exam, gpus, args.requests, args.pairs)
+    shares, ratios = _pairs(exam, gpus, args.requests, args.tokens, args.pairs)
     logs = np.log(ratios)
     low, high = np.exp(stats.t.interval(0.90, len(logs) - 1, logs.mean(), stats.sem(logs)))
     share = float(np.median([idle[0], *shares]))
@@ -50,10 +52,10 @@ def main() -> None:
           f"speed × {np.median(ratios):.4f}, 90 % interval {low:.4f} to {high:.4f}, {len(ratios)} pairs)")
 
 
-def _pairs(exam, gpus: list[int], requests: int, count: int) -> tuple[list[float], list[float]]:
+def _pairs(exam, gpus: list[int], requests: int, length: int, count: int) -> tuple[list[float], list[float]]:
     """The share of the cores that the process took in each pass beside it, and the ratios of output tok/s, with / without."""
     model = models.resolve(exam)
-    batch = load.requests(exam, subjects.questions(exam, tokens.Tokenizer(model)))[:requests]
+    batch = [replace(r, max_tokens=length) for r in load.requests(exam, subjects.questions(exam, tokens.Tokenizer(model)))[:requests]]
     engine = engines.start(exam, model, Path(tempfile.mkdtemp()) / "engine.log")
     shares: list[float] = []
 
