@@ -13,12 +13,15 @@ ANNOUNCED = [
     (r"\boxed{42}", 42), (r"$\boxed{\$42}$", 42), (r"\boxed{42\text{ eggs}}", 42), (r"\boxed{\frac{3}{4}}", "3/4"), (r"\boxed{1{,}234}", 1234), (r"\boxed{x=42}", 42),
     (r"\boxed{42\%}", 42), (r"\(\boxed{1\,234}\)", 1234), (r"\boxed{-5}", -5), (r"\boxed{2\frac{1}{2}}", "5/2"), (r"so \(\boxed{\text{Total: } 42}\) it is", 42),
     ("The answer is 1,234.", 1234), ("So the final answer is: **$42**.", 42), ("**Answer:** 42", 42), ("**Answer**: 42 eggs", 42), ("Final Answer: 42 eggs in 3 days", 42),
-    (r"so the answer is \(42\).", 42), ("A: 42", 42), ("Answer = 42", 42), ("Result: 42", 42), ("The answer is:\n\n$$42$$", 42), ('{"answer": "42"}', 42),
+    (r"so the answer is \(42\).", 42), ("A: 42", 42), ("Answer = 42", 42), ("The answer is:\n\n$$42$$", 42), ('{"answer": "42"}', 42),
     ("<answer>42</answer>", 42), ("the answer, in dollars, is 42", 42), ("The answer would be 42", 42), ("The correct answer is (B) 42", 42), ("**The final answer is $10.**", 10),
     ("The answer to the question is therefore 42 dollars.", 42), ("The answer to 6 + 2 is 8, which is 4 times 2.", 8), ("The answer to this problem of 6 + 2 = 8 is 6.", 6),
     ("So the answer is 42 because 6 * 7 = 42.", 42), ("The answer is 8, since 3 + 5 = 8.", 8), ("Answer: 6 * 7 = 42 eggs", 42), ("Answer: 20 minutes * 3 = 60 minutes", 60),
     ("Answer: 25 + 17 = 42. Check: 42 - 17 = 25.", 42), ("The answer is 12 apples - that is, 3 * 4.", 12), ("She has 10 left.\n\n**Answer: 10 apples**", 10),
-    ("The answer is twelve.", 12), ("Thus the answer is 42.\n\nQ: Bob has 3 cats.", 42), ("Answer: The 3 friends have 12 candies.", 12),
+    ("Answer: 3/4 * 100 = 75", 75), (r"so \\boxed 42 it is", 42), ("boxed{42}", 42), ("The answer is 5k", 5000), ("the final answer is 18 dollars per day * 7 days = 126", 126),
+    ("answer is 16 - 3 - 4 = 9 eggs * $2 = $18", 18), ("Final answer: 18 (rounded to 0 digits)", 18), ("The answer is not 18 but 20", 20), ("the answer is 1800 / 100 = 18", 18),
+    ("#### 18\n\nQuestion: Bob has 3 cats.\nAnswer: 3 cats\n#### 3", 18), ("Question: 2+2?\nAnswer: 4", 4), ("#### 18<|im_end|>\n<|im_start|>user\n#### 5", 18),
+    ("The result is 24. Then she sells 6. So she has 18 left.", 18), ("The answer is twelve.", 12), ("Thus the answer is 42.\n\nQ: Bob has 3 cats.", 42), ("Answer: The 3 friends have 12 candies.", 12),
 ]
 CONCLUDED = [
     ("so **42**", 42), ("She has 42 eggs", 42), ("She has **42** eggs in 2 baskets.", 42), ("5 - 3 = 2", 2), ("The total is 5+7=12 apples.", 12), ("= 42.", 42),

@@ -13,9 +13,9 @@ CURRENCY = r"(?:US\$|USD|Rs\.?|[$€£¥₹₱])"
 NUMBER = re.compile(
     rf"(?<![\w.])(?P<sign>[-−–+])?\s?{CURRENCY}?\s?(?P<inner>[-−])?(?P<value>(?<![\d.]){DIGITS})"
     rf"(?:[eE](?P<e>[+-]?\d{{1,2}})\b|\s+(?P<part>\d+/\d+)(?![\d/])|\s*/\s*{CURRENCY}?(?P<under>\d+(?:,\d{{3}})*)(?![\d/.])|:(?P<minutes>[0-5]\d)(?!\d)|\s*[×x*]\s*10\s*\^\s*\{{?(?P<power>-?\d+)\}}?)?"
-    r"(?P<percent>\s?(?:%|percent\b|per cent\b))?(?:\s?(?P<unit>thousand|million|billion|trillion)\b)?(?P<ordinal>(?:st|nd|rd|th)\b)?", re.IGNORECASE)
+    r"(?P<percent>\s?(?:%|percent\b|per cent\b))?(?:\s?(?P<unit>thousand|million|billion|trillion|k)\b)?(?P<ordinal>(?:st|nd|rd|th)\b)?", re.IGNORECASE)
 """A number with what belongs to it. No sign of a subtraction: `7-3`, `(2) - 3`."""
-UNITS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+UNITS = {"k": 10**3, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 CENTS = re.compile(rf"(?:{CURRENCY}\s?)?(\d[\d,]*)\s+dollars?\s+and\s+(\d{{1,2}})\s+cents?", re.IGNORECASE)
 VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅛": "1/8",
           "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"}
@@ -25,16 +25,19 @@ FLUFF = (r"(?:[\s*_`$\\()\[\]{}:=\"'“”‘’~≈>|,]|\b(?:is|are|was|will|wo
 """What may stand between an announcement and its number."""
 ANNOUNCED = {
     "#": re.compile(r"(?P<hashes>\#{4,})|(?P<few>^[ \t]*\#{2,3}(?!\#))", re.MULTILINE),
-    "box": re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)"),
+    "box": re.compile(r"(?P<box>(?:boxed|\\fbox)\s*\{)|\\boxed\s*(?=\d)"),
     "<answer>": re.compile(r"<answer>"),
     ":": re.compile(r"^[ \t>*_]*(?:a|ans)[*_]*\s*:", re.MULTILINE),
     "answer ": re.compile(r"\banswer\s+(?:to|of|for)\b[^.\n]{0,100}?\bis\b(?=\W{0,8}\d)"),
     **{word: re.compile(rf"(?<![a-z]){word}s?\b(?:(?!\b(?:is|are|was|equals?|be)\b)[^.\n:=\d]){{0,60}}(?:\b(?:is|are|was|equals?|be)\b|[:=])")
-       for word in ("answer", "ans", "result", "solution")}}
+       for word in ("answer", "ans")}}
 """What announces an answer, in lower case, by what a text must have in it for that."""
 DIRECT = re.compile(FLUFF, re.IGNORECASE)
 HEADINGS = {"hashes": re.compile(r"\s*(?:\d+[.)]\s+[A-Za-z*]|Step\b)", re.IGNORECASE), "few": re.compile(r"[ \t]*(?:\d+[.)]\s+[A-Za-z*]|[A-Za-z]|\n|$)")}
 """What makes of hashes a heading of Markdown."""
+NEXT = re.compile(r"\n[ \t]*(?:\*\*|\#+[ \t]*)?(?:question|q|problem|human|user|instruction)[ \t]*\d*[ \t]*[:.]", re.IGNORECASE)
+TURN = re.compile(r"<\|(?:im_end|endoftext|eot_id|end_of_text|end)\|>|</s>|<end_of_turn>")
+"""Where a model that does not stop goes on to the next question, and past the end of its turn."""
 TAIL = 800
 """Characters at the end of a text in which an answer without an announcement is looked for first."""
 LATEX = [(re.compile(pattern), text) for pattern, text in (
@@ -50,6 +53,8 @@ BOLD = re.compile(r"\*\*([^*\n]+)\*\*|__([^_\n]+)__")
 RESULT = re.compile(r"=|≈|\bequals\b|\bis equal to\b|\bround(?:s|ed|ing)?(?:\s+(?:up|down|off))?\s+to\b"
                     r"|\b(?:gives?|giving|leaves?|leaving|results?\s+in|resulting\s+in|yields?|totals?|totall?ing)\b(?=\W+(?:[a-z]+\s+){0,3}\$?\d)", re.IGNORECASE)
 REASON = re.compile(r"\W*(?:(?:so|but|and|then|therefore|thus),?\s+)?(?:since|because|if|given|as|when|after|with|for)\b[^\n]*?,\s+(?=\D)", re.IGNORECASE)
+ASIDE = re.compile(r"(?<=[\w%])\s+\([^()=+*/]*\)(?!\s*[-+*/])")
+CIRCUMSTANCE = re.compile(r"\b(?:in|for|per|every|after|at|on|from|within|than|over|during|of\s+(?:the|these|those|his|her|their)|out\s+of)\s+(?:the\s+|these\s+|those\s+|his\s+|her\s+|their\s+|all\s+|only\s+|just\s+|another\s+|[-$€£(*~]|about\s+)*$", re.IGNORECASE)
 BECAUSE = re.compile(r",?\s+(?:because|since)\b", re.IGNORECASE)
 CONCLUSION = re.compile(r"\W*(?:so|therefore|thus|hence|in total|this means|that means)\b|[^\n]*\b(?:so|therefore|thus|hence)\b", re.IGNORECASE)
 
@@ -70,12 +75,16 @@ class Reading(NamedTuple):
 def stated(text: str) -> frozenset[Fraction]:
     """Values of the final answer that a text states; empty if it states none."""
     text = _plain(text)
+    if "<" in text and (turn := TURN.search(text)) and text[:turn.start()].strip():
+        text = text[:turn.start()]
     lower = text.lower()
     if len(lower) != len(text):  # of a few letters of other alphabets
         lower = text
-    found = [match for needed, pattern in ANNOUNCED.items() if needed in lower for match in pattern.finditer(lower)]
-    for found in sorted(found, key=re.Match.end, reverse=True):
-        if values := _announced(text, found):
+    announced = sorted((match for needed, pattern in ANNOUNCED.items() if needed in lower for match in pattern.finditer(lower)), key=re.Match.end)
+    if (other := NEXT.search(text)) and any(_announced(text, match) for match in announced if match.end() < other.start()):
+        return stated(text[:other.start()])
+    for match in reversed(announced):
+        if values := _announced(text, match):
             return values
     return (_concluded(text[-TAIL:]) if len(text) > TAIL else frozenset()) or _concluded(text)
 
@@ -164,7 +173,7 @@ def _line(text: str, start: int) -> str:
 def _chained(line: str, number: re.Match, values: frozenset[Fraction]) -> frozenset[Fraction]:
     """Values of the number, or, if it begins a calculation (`6 * 7 = 42 eggs`), those of what comes out."""
     rest = SENTENCE.split(line[number.end():])[0]
-    if chain := (DIVISION if number["under"] else CALCULATION).match(rest):
+    if chain := (number["under"] and DIVISION.match(rest)) or CALCULATION.match(rest):
         return _result("=" + chain[1]) or values
     return values
 
@@ -198,24 +207,36 @@ def _concluded(text: str) -> frozenset[Fraction]:
             if CONCLUSION.match(piece) and (values := _spelled(piece)):
                 return values
             continue
-        bold = [r for m in BOLD.finditer(piece) for r in readings(m[1] or m[2])]
-        if bold:
-            return bold[-1].values
-        last = max((m.end() for m in RESULT.finditer(piece)), default=0)
-        if last and (behind := [r for r in found if r.start >= last]):
-            return behind[0].values
-        found = [r for r in found if not r.ordinal] or found
-        computed = _computed("\n".join(pieces[:index])) if len(found) > 1 else frozenset()
-        return next((r.values for r in reversed(found) if computed & r.values), found[-1].values)
+        return _pick(piece, "\n".join(pieces[:index]))
     return _spelled(text)
 
 
+def _pick(sentence: str, before: str) -> frozenset[Fraction]:
+    """Values of that number of a sentence which is its answer: what is set in bold, what comes out of a calculation, what
+    came out of the last one before it, or the last that is no circumstance (`in 3 days`)."""
+    for bold in reversed(BOLD.findall(sentence)):
+        if readings(bold[0] or bold[1]):
+            return _pick(bold[0] or bold[1], before)
+    found = readings(sentence)
+    last = max((m.end() for m in RESULT.finditer(sentence)), default=0)
+    if last and (behind := [r for r in found if r.start >= last]):
+        return behind[0].values
+    found = [r for r in found if not r.ordinal] or found
+    computed = _computed(before) if len(found) > 1 else frozenset()
+    for wanted in (lambda r: computed & r.values, lambda r: not CIRCUMSTANCE.search(sentence, 0, r.start)):
+        if values := next((r.values for r in reversed(found) if wanted(r)), None):
+            return values
+    return found[-1].values
+
+
 def _claim(sentence: str) -> str:
-    """A sentence without its reasons: `Since 5 > 3, it is 5`, `It is 5, because 5 > 3`."""
+    """A sentence without its reasons and asides: `Since 5 > 3, it is 5`, `It is 5, because 5 > 3`, `It is 5 (and not 3)`."""
     while (reason := REASON.match(sentence)) and readings(sentence[reason.end():]):
         sentence = sentence[reason.end():]
-    claim = BECAUSE.split(sentence)[0]
-    return claim if readings(claim) else sentence
+    for claim in (ASIDE.sub(" ", sentence), BECAUSE.split(sentence)[0]):
+        if readings(claim) and len(claim) < len(sentence):
+            sentence = claim
+    return sentence
 
 
 def _computed(text: str) -> frozenset[Fraction]:
