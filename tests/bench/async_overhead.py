@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "notebooks"))
 from workbook import engines, exams, load, metrics, models, progress, subjects, tokens  # noqa: E402
 
 IDLE = 0.02
-"""The most of one core that an engine may use while the other works."""
+"""The most of one core that an engine may use while the other works, on average."""
 SETTLE_S = 0.5
 """Seconds after a pass in which its engine goes to sleep: OpenMP's threads spin for a while when work has ended."""
 
@@ -33,7 +33,7 @@ class Engine:
 
     def __init__(self, name: str, run: str, count: int, length: int):
         context = multiprocessing.get_context("spawn")
-        self.name, self.idle = name, 0.0
+        self.name, self.idle_s, self.idle_cpu_s = name, 0.0, 0.0
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(name, run, count, length, theirs))
         self._process.start()
@@ -46,8 +46,14 @@ class Engine:
         began, before = time.monotonic(), other.cpu_seconds()
         self._pipe.send(True)
         found = self._pipe.recv()
-        other.idle = max(other.idle, (other.cpu_seconds() - before) / (time.monotonic() - began))
+        other.idle_cpu_s += other.cpu_seconds() - before
+        other.idle_s += time.monotonic() - began
         return found
+
+    @property
+    def idle(self) -> float:
+        """Share of a core that it used while the other worked, over all of the other's passes."""
+        return self.idle_cpu_s / self.idle_s
 
     def cpu_seconds(self) -> float:
         """User and system time of all its processes so far."""
