@@ -11,10 +11,12 @@ from typing import NamedTuple
 DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|(?<=[$€£])\d{1,3}(?: \d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+"
 CURRENCY = r"(?:US\$|USD|Rs\.?|[$€£¥₹₱])"
 NUMBER = re.compile(
-    rf"(?<![\w.])(?P<sign>[-−–+])?\s?{CURRENCY}?\s?(?P<inner>[-−])?(?P<value>(?<![\d.]){DIGITS})"
+    rf"(?<![A-Za-z0-9.])(?P<sign>[-−–+])?\s?{CURRENCY}?\s?(?P<inner>[-−])?(?P<value>(?<![\d.]){DIGITS})"
     rf"(?:[eE](?P<e>[+-]?\d{{1,2}})\b|\s+(?P<part>\d+/\d+)(?![\d/])|\s*/\s*{CURRENCY}?(?P<under>\d+(?:,\d{{3}})*)(?![\d/.])|:(?P<minutes>[0-5]\d)(?!\d)|\s*[×x*]\s*10\s*\^\s*\{{?(?P<power>-?\d+)\}}?)?"
     r"(?P<percent>\s?(?:%|percent\b|per cent\b))?(?:\s?(?P<unit>thousand|million|billion|trillion|k)\b)?(?P<ordinal>(?:st|nd|rd|th)\b)?", re.IGNORECASE)
 """A number with what belongs to it. No sign of a subtraction: `7-3`, `(2) - 3`."""
+LONGEST = 60
+"""Characters of a number: a model in a loop writes longer ones, and they are none."""
 UNITS = {"k": 10**3, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 CENTS = re.compile(rf"(?:{CURRENCY}\s?)?(\d[\d,]*)\s+dollars?\s+and\s+(\d{{1,2}})\s+cents?", re.IGNORECASE)
 VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅛": "1/8",
@@ -33,7 +35,8 @@ ANNOUNCED = {
        for word in ("answer", "ans")}}
 """What announces an answer, in lower case, by what a text must have in it for that."""
 DIRECT = re.compile(FLUFF, re.IGNORECASE)
-HEADINGS = {"hashes": re.compile(r"\s*(?:\d+[.)]\s+[A-Za-z*]|Step\b)", re.IGNORECASE), "few": re.compile(r"[ \t]*(?:\d+[.)]\s+[A-Za-z*]|[A-Za-z]|\n|$)")}
+LIST_ITEM = re.compile(r"\s*\d{1,2}[.)]\s+[A-Za-z*]")
+HEADINGS = {"hashes": re.compile(r"\s*(?:\d{1,2}[.)]\s+[A-Za-z*]|Step\b)", re.IGNORECASE), "few": re.compile(r"[ \t]*(?:\d+[.)]\s+[A-Za-z*]|[A-Za-z]|\n|$)")}
 """What makes of hashes a heading of Markdown."""
 NEXT = re.compile(r"\n[ \t]*(?:\*\*|\#+[ \t]*)?(?:question|q|problem|human|user|instruction)[ \t]*\d*[ \t]*[:.]", re.IGNORECASE)
 TURN = re.compile(r"<\|(?:im_end|endoftext|eot_id|end_of_text|end)\|>|</s>|<end_of_turn>")
@@ -119,7 +122,9 @@ def _plain(text: str) -> str:
 
 
 def _values(match: re.Match, text: str) -> frozenset[Fraction] | None:
-    """Values of one number; None of a division by zero."""
+    """Values of one number; None of a division by zero, and of digits without end (Python reads no more than 4,300)."""
+    if match.end() - match.start() > LONGEST:
+        return None
     value = Fraction(match["value"].replace(",", "").replace(" ", ""))
     if match["part"] or match["under"]:
         above, _, under = match["part"].partition("/") if match["part"] else ("0", "", match["under"].replace(",", ""))
@@ -158,6 +163,8 @@ def _announced(text: str, found: re.Match) -> frozenset[Fraction]:
     while start > begin and text[start - 1] in "$-−– ":
         start -= 1
     line = _line(text, start)
+    if "\n" in text[begin:start] and LIST_ITEM.match(line):  # `Answer:` and then the steps
+        return frozenset()
     if (number := NUMBER.match(line.lstrip())) and (values := _values(number, line.lstrip())) is not None:
         return _chained(line.lstrip(), number, values)
     if (words := WORDS.match(line.lstrip(" $*"))) and kind != "few":
@@ -233,9 +240,9 @@ def _claim(sentence: str) -> str:
     """A sentence without its reasons and asides: `Since 5 > 3, it is 5`, `It is 5, because 5 > 3`, `It is 5 (and not 3)`."""
     while (reason := REASON.match(sentence)) and readings(sentence[reason.end():]):
         sentence = sentence[reason.end():]
-    for claim in (ASIDE.sub(" ", sentence), BECAUSE.split(sentence)[0]):
-        if readings(claim) and len(claim) < len(sentence):
-            sentence = claim
+    for shorten in (lambda s: ASIDE.sub(" ", s), lambda s: BECAUSE.split(s)[0]):
+        if readings(shorten(sentence)):
+            sentence = shorten(sentence)
     return sentence
 
 
