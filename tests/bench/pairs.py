@@ -50,10 +50,11 @@ def silence():
         yield
 
 
-def lower_bound(ratios: list[float]) -> float:
-    """Lower end of the 90 % interval of the mean ratio, by Student's t on the logarithms; needs two pairs or more."""
+def interval(ratios: list[float]) -> tuple[float, float]:
+    """90 % interval of the mean ratio, by Student's t on the logarithms; needs two pairs or more."""
     logs = np.log(ratios)
-    return float(np.exp(stats.t.interval(0.90, len(logs) - 1, logs.mean(), stats.sem(logs))[0]))
+    low, high = np.exp(stats.t.interval(0.90, len(logs) - 1, logs.mean(), stats.sem(logs)))
+    return float(low), float(high)
 
 
 def report(found: dict[str, list[float]]) -> int:
@@ -61,7 +62,7 @@ def report(found: dict[str, list[float]]) -> int:
     print()
     missed = []
     for what, ratios in found.items():
-        median, low = float(np.median(ratios)), lower_bound(ratios)
+        median, low = float(np.median(ratios)), interval(ratios)[0]
         print(f"{what}: median ratio {median:.4f}, lower end of the 90 % interval {low:.4f} ({len(ratios)} pairs, {min(ratios):.3f} to {max(ratios):.3f})")
         if median < MEDIAN or low < LOWER:
             missed.append(what)
