@@ -34,9 +34,26 @@ def found(asked=None, **changes):
 def test_a_stored_result_on_one_gpu(folders):
     store("x@gpu1")
     assert found() == {"accelerators": 2, "against": "x@gpu1", "when": "2026-05-01T10:00:00+00:00", "points": {
-        "output_tok_s@8": {"speedup": 1.0, "efficiency": 0.5}, "output_tok_s@64": {"speedup": 1.9, "efficiency": 0.95}}}
+        "output_tok_s@8": {"speedup": 1.0, "efficiency": 0.5}, "output_tok_s@64": {"speedup": 1.9, "efficiency": 0.95}}, "each": {}}
     assert scaling.sentence(found()) == "2 GPUs give 1.90 × one (95% efficiency), against x@gpu1 of 2026-05-01"
     assert scaling.sentence(None) == ""
+
+
+def test_the_same_load_on_each(folders):
+    """Of a sweep of batches of random prompts the largest on two is held against half of it on one."""
+    random = {"subject": "random", "input_len": 8, "output_len": 8, "max_tokens": 0, "ignore_eos": True, "chat_template": False, "load": "batch"}
+    store("x@gpu1", values=random)
+    asked = exam(**random, num_prompts=128, concurrency=[8, 16, 128])
+    many = {"output_tok_s@8": 1100.0, "output_tok_s@16": 1800.0, "output_tok_s@128": 18_000.0}
+    scaled = scaling.against_one(asked, record(asked, 2) | {"prompts_sha256": "more of them"}, many)
+    assert scaled["points"] == {"output_tok_s@8": {"speedup": 1.1, "efficiency": 0.55}}
+    assert scaled["each"] == {"output_tok_s@16": {"of": "output_tok_s@8", "speedup": 1.8, "efficiency": 0.9},
+                              "output_tok_s@128": {"of": "output_tok_s@64", "speedup": 1.8, "efficiency": 0.9}}
+    assert scaling.sentence(scaled) == "2 GPUs give 1.80 × one with 64 on each (90% efficiency), against x@gpu1 of 2026-05-01"
+    assert [row["metric"] for row in scaling.table(scaled)] == ["output_tok_s@8", "output_tok_s@16", "output_tok_s@128"]
+    assert scaling.table(scaled)[0] == {"metric": "output_tok_s@8", "speedup": 1.1, "efficiency": 0.55, "speedup, same on each": None, "efficiency, same on each": None}
+    longer = exam(**random | {"output_len": 9}, num_prompts=128, concurrency=[8, 16, 128])
+    assert scaling.against_one(longer, record(longer, 2), many) is None, "longer answers are other work"
 
 
 def test_replicas_and_parallel_sizes_are_how_it_is_spread(folders):

@@ -1,4 +1,8 @@
-"""Scaling: what several accelerators give against one, where a result of the same exam on one is at hand."""
+"""Scaling: what several accelerators give against one, where a result of the same exam on one is at hand.
+
+Strong scaling holds the same load against one accelerator, weak scaling (Gustafson, 1988) the same load on each: of a
+sweep of batches, 4,096 in flight on eight against 512 on one."""
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,30 +36,47 @@ def against_one(exam: Exam, record: dict[str, Any], medians: dict[str, float]) -
 
     The latest valid result of another variant of the exam's file on one GPU of the kind counts, else such a variant's
     golden. The work, the prompts, the model, its weights, the environment and the engine's arguments have to be the
-    same, apart from replicas and parallel sizes.
+    same, apart from replicas and parallel sizes, and from the points of a sweep of batches of random prompts.
 
     Args:
         record: the run's `run.json`.
         medians: the run's metrics by name, medians over its repetitions.
 
     Returns:
-        accelerators, against, when, and for each point of a sweep (`output_tok_s@32`, or `output_tok_s`) its speedup
-        and efficiency.
+        accelerators, against, when; `points`: for each point of a sweep (`output_tok_s@32`, or `output_tok_s`) that one
+        accelerator was asked too, its speedup and efficiency; `each`: for each point of which one accelerator was asked
+        that accelerator's share (`of`, its metric), likewise.
     """
     gpus = len(record["machine"]["gpus"])
     if gpus < 2 or not (one := _stored(exam, record) or _golden(exam, record)):
         return None
-    points = {name: {"speedup": medians[name] / one.medians[name], "efficiency": medians[name] / one.medians[name] / gpus}
-              for name in medians if name.partition("@")[0] == metrics.THROUGHPUT and one.medians.get(name)}
-    return {"accelerators": gpus, "against": one.what, "when": one.when, "points": points} if points else None
+
+    def held(name: str, other: str) -> dict[str, float]:
+        return {"speedup": medians[name] / one.medians[other], "efficiency": medians[name] / one.medians[other] / gpus}
+    names = [name for name in medians if name.partition("@")[0] == metrics.THROUGHPUT]
+    points = {name: held(name, name) for name in names if one.medians.get(name)}
+    shares = {name: f"{metrics.THROUGHPUT}@{int(point) // gpus}" for name in names if (point := name.partition("@")[2]) and int(point) % gpus == 0}
+    each = {name: {"of": of} | held(name, of) for name, of in shares.items() if one.medians.get(of)}
+    return {"accelerators": gpus, "against": one.what, "when": one.when, "points": points, "each": each} if points or each else None
 
 
 def sentence(found: dict[str, Any] | None) -> str:
-    """The scaling at the largest point in words; empty where there is none."""
+    """The scaling at the largest point in words, with the same load on each accelerator where that was measured; empty
+    where there is none."""
     if not found:
         return ""
-    at = found["points"][metrics.headline(found["points"])]
-    return f"{found['accelerators']} GPUs give {at['speedup']:.2f} × one ({at['efficiency']:.0%} efficiency), against {found['against']} of {found['when'][:10]}"
+    points = found["each"] or found["points"]
+    name = metrics.headline(points)
+    load = f" with {points[name]['of'].partition('@')[2]} on each" if found["each"] else ""
+    return (f"{found['accelerators']} GPUs give {points[name]['speedup']:.2f} × one{load} ({points[name]['efficiency']:.0%} efficiency), "
+            f"against {found['against']} of {found['when'][:10]}")
+
+
+def table(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each point of the sweep: metric, and the speed-up and efficiency at the same load in all and on each."""
+    return [{"metric": name, "speedup": found["points"].get(name, {}).get("speedup"), "efficiency": found["points"].get(name, {}).get("efficiency"),
+             "speedup, same on each": found["each"].get(name, {}).get("speedup"), "efficiency, same on each": found["each"].get(name, {}).get("efficiency")}
+            for name in sorted({*found["points"], *found["each"]}, key=lambda name: int(name.partition("@")[2] or 0))]
 
 
 def _stored(exam: Exam, record: dict[str, Any]) -> One | None:
@@ -64,7 +85,7 @@ def _stored(exam: Exam, record: dict[str, Any]) -> One | None:
     for folder in (paths.reports() / "runs").glob(f"{_stem(exam.run)}*"):
         try:
             other, result = (files.read_json(folder / name) for name in ("run.json", "result.json"))
-            same = _stem(folder.name) == _stem(exam.run) and _is_same_work(exam, record, goldens.key_of(other), other["subject"])
+            same = _stem(folder.name) == _stem(exam.run) and _is_same_work(exam, record, goldens.key_of(other), other["subject"], _points(result["metrics"]))
             if same and result["status"] != "INVALID" and result["metrics"]:
                 found.append(One(folder.name, other["finished"], {name: row["median"] for name, row in result["metrics"].items()}))
         except (BadInput, KeyError, TypeError):  # a run that did not get to its end has no such files, or less in them
@@ -79,16 +100,27 @@ def _golden(exam: Exam, record: dict[str, Any]) -> One | None:
             golden = goldens.read(path)
         except BadInput:  # said where that variant is compared
             continue
-        if _stem(golden.run) == _stem(exam.run) and _is_same_work(exam, record, golden.key, golden.subject):
+        if _stem(golden.run) == _stem(exam.run) and _is_same_work(exam, record, golden.key, golden.subject, _points(golden.metrics)):
             medians = {name: float(np.median(np.concatenate(samples.sessions))) for name, samples in golden.metrics.items()}
             return One(f"the golden of {golden.run}", golden.recorded[-1], medians)
     return None
 
 
-def _is_same_work(exam: Exam, record: dict[str, Any], key: goldens.Key, subject: dict[str, Any]) -> bool:
-    """Whether something on one GPU of the kind did what this run did, apart from how it was spread."""
-    alone = goldens.Key(work=exam.model_copy(update={"replicas": 1}).work_hash(), prompts=record["prompts_sha256"], platform=_one_of(record))
+def _is_same_work(exam: Exam, record: dict[str, Any], key: goldens.Key, subject: dict[str, Any], points: list[int]) -> bool:
+    """Whether something on one GPU of the kind did what this run did, apart from how it was spread. A batch of random
+    prompts is the same work whichever other batches are in the sweep: all have the same lengths."""
+    changes: dict[str, Any] = {"replicas": 1}
+    prompts = record["prompts_sha256"]
+    if exam.subject == "random" and exam.load == "batch" and exam.points and points:
+        changes |= {"concurrency": points, "num_prompts": max(points) // exam.n}
+        prompts = key.prompts
+    alone = goldens.Key(work=exam.model_copy(update=changes).work_hash(), prompts=prompts, platform=_one_of(record))
     return key == alone and _unspread(subject) == _unspread(record["subject"])
+
+
+def _points(names: Iterable[str]) -> list[int]:
+    """The points of the sweep that the metrics are of; empty where it was none."""
+    return sorted({int(point) for name in names if name.startswith(f"{metrics.THROUGHPUT}@") and (point := name.partition("@")[2])})
 
 
 def _unspread(subject: dict[str, Any]) -> tuple:
