@@ -56,6 +56,12 @@ def golden_path():
 # -- what speaks against one --------------------------------------------------------------------
 
 
+def test_a_session_beside_other_work_is_no_baseline(exam):
+    made = candidate(exam)
+    made.metrics["others_cpu_pct"] = goldens.Samples(unit="%", direction="lower", sessions=[[1.0, 2.0], [1.0, 30.0], [0.0, 0.0]])
+    assert candidates.problems(made, exam) == ["session 2 was recorded while other processes took 16 % of the cores; expected at most 5 %"]
+
+
 def damaged(change):
     values = files.read_json(candidates.path_of("x"))
     change(values)

@@ -202,6 +202,15 @@ def test_controls_say_whether_the_machine_is_the_same(folders, host, comparable)
     assert results.judge_controls(blessed(folders), {"host_s": [host], "device_s": [2.0]})["comparable"] is comparable
 
 
+def test_speeds_do_not_compare_on_cores_that_others_use(folders):
+    golden, still = blessed(folders), {"host_s": [1.05], "device_s": [2.0]}
+    assert results.judge_controls(golden, still, others_pct=4.9)["comparable"]
+    found = results.judge_controls(golden, still, others_pct=23.4)
+    assert not found["comparable"] and found["sentence"].endswith("; other processes took 23 % of the cores while it was measured (at most 5 %), so speeds do not compare")
+    assert results.others_pct(pd.DataFrame({"others_cpu_pct@1": [2.0, 4.0], "others_cpu_pct@8": [6.0, float("nan")], "output_tok_s@1": [9.0, 9.0]})) == 4
+    assert results.others_pct(pd.DataFrame({"output_tok_s": [9.0]})) == 0
+
+
 def test_validity_comes_first_and_controls_take_the_verdict_back(folders):
     golden = blessed(folders)
     slow = {"output_tok_s": results.judge_metric("output_tok_s", GATE, golden, [[80.0, 81.0]])}

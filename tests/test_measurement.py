@@ -10,7 +10,7 @@ import psutil
 import pytest
 import scripted_server
 from conftest import ROOT, command, environment
-from workbook import executor, files, limits, load, measurement, params, paths, runs
+from workbook import controls, executor, files, limits, load, measurement, params, paths, runs
 from workbook.engines import Answer, EngineDied, http
 from workbook.errors import BadInput, Stopped
 from workbook.subjects import Question
@@ -98,6 +98,14 @@ def test_a_sweep_is_warm_when_all_its_points_together_are(monkeypatch):
     found = measurement.WarmUp()
     measurement.warm_up(None, exam, batch, found)
     assert found.tok_s == pytest.approx([77 / 4])
+
+
+def test_controls_are_timed_beside_the_load_and_not_in_it(monkeypatch):
+    """Before the first measured pass and after each; a pass is no longer for it."""
+    monkeypatch.setattr(controls, "beside", lambda: time.sleep(0.3) or {"host_beside_s": 0.3})
+    found = measured(Paced(0.05))
+    assert found.controls == {"host_beside_s": [0.3] * 3}
+    assert all(r.finished - r.arrival < 0.3 for r in found.done)
 
 
 def test_every_point_of_a_sweep_is_measured_in_each_repetition():

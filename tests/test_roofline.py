@@ -167,8 +167,8 @@ def load(times: list[tuple[float, float]], queued: float = 0.0, repetition: int 
                           "prompt_tokens": 1, "output_tokens": 1} for begin, end in times])
 
 
-def kind(requests, busy, shares=(20.0, 10.0), preempted=0, **values) -> tuple[str, str]:
-    done = [one(dict(zip(roofline.SHARES, shares, strict=False)), {"vllm:num_preemptions": preempted})]
+def kind(requests, busy, shares=(20.0, 10.0), preempted=0, client=20.0, **values) -> tuple[str, str]:
+    done = [one(dict(zip(roofline.SHARES, shares, strict=False)) | {"client_cpu_pct": client}, {"vllm:num_preemptions": preempted})]
     return diagnosis.diagnose(diagnosis.evidence(exam(**{"engine_args": {"max_num_seqs": 8}, **values}), requests, done, busy, ROOF))
 
 
@@ -183,6 +183,8 @@ FULL = [(0, 10)] * 8
     ("starved of requests", load([(0, 2), (1, 3), (5, 6)]), 90, {}, "0.5 requests under way on average, of 8 that may run at once; none 33 % of the time"),
     ("starved of requests", load([(0, 10)]), 50, {}, "1.0 requests under way on average, of 8"),
     ("starved of requests", load([(0, 6), (5, 10)]), 95, {"load": "poisson", "request_rate": 1.0, "engine": "async"}, "1.1 requests under way"),
+    ("client-bound", load(FULL), 45, {"client": 97.0}, "takes the answers used 97 % of a core; CPU 45 % busy with 8.0 requests under way"),
+    ("latency-bound", load(FULL), 96, {"client": 97.0}, "CPU 96 % busy"),
     ("host-bound", load(FULL), 45, {}, "CPU 45 % busy with 8.0 requests under way on average, of 8 that may run at once; 20 % of the bandwidth roof"),
     ("latency-bound", load(FULL), 96, {}, "CPU 96 % busy, yet far from both roofs"),
     ("latency-bound", load([(0, 10)]), 96, {}, "1.0 requests under way"),

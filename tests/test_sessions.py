@@ -52,6 +52,7 @@ def taken(first_session, folders):
 @pytest.fixture
 def quick_controls(monkeypatch):
     monkeypatch.setattr(controls, "measure", lambda: CONTROLS)
+    monkeypatch.setattr(controls, "beside", dict)
 
 
 def golden_of(folder, faster: float) -> goldens.Golden:

@@ -30,7 +30,7 @@ def test_it_sees_the_load():
     assert frame.time.iloc[0] <= began and frame.time.iloc[-1] >= ended, "a sample before and one after, so that a counter's growth is known"
     assert telemetry.busy(frame, [(began, ended)])["cpu_busy_pct"] > 50 / len(platforms.cores())
     assert telemetry.busy(frame, [(0, 1)]) == {} and sampler.problem == ""
-    assert telemetry.of_window(frame, began, ended, 10) == {"memory_peak_gb": inside.rss_gb.max()}, "no GPU was watched: no energy"
+    assert telemetry.of_window(frame, began, ended, 10) == {"memory_peak_gb": inside.rss_gb.max(), "others_cpu_pct": inside.others_cpu_pct.mean()}, "no GPU was watched: no energy"
 
 
 @pytest.mark.parametrize("strike, said", [("kill", "exit status -9"), ("bad", "")])
@@ -53,13 +53,28 @@ def test_the_tree_has_every_process_but_the_sampling_one():
             time.sleep(0.02)
         tree = sampling.Tree(psutil.Process(child.pid))
         assert tree.pids == {child.pid, *(p.pid for p in psutil.Process(child.pid).children())}
-        assert tree.rss() > psutil.Process(child.pid).memory_info().rss
+        assert tree.usage()[0] > psutil.Process(child.pid).memory_info().rss
         assert os.getpid() not in sampling.Tree(psutil.Process(os.getppid())).pids
     finally:
         for process in psutil.Process(child.pid).children():
             process.kill()
         child.wait()
-    assert tree.rss() == 0, "those that ended count nothing"
+    assert tree.usage() == (0, 0.0), "those that ended count nothing"
+
+
+def test_what_others_take_of_the_cores_is_told_from_the_load():
+    busy = "import time; end = time.time() + 3\nwhile time.time() < end: pass"
+    share = 100 / len(psutil.Process().cpu_affinity())
+    shares = {}
+    for whose in ("own", "others"):
+        kept = subprocess.Popen([sys.executable, "-c", busy] if whose == "own" else ["setsid", "--fork", sys.executable, "-c", busy])
+        with telemetry.Sampler() as sampler:
+            time.sleep(2)
+        kept.wait()
+        frame = sampler.frame()
+        shares[whose] = telemetry.of_window(frame, frame.time.iloc[1] - 0.01, frame.time.iloc[-2], 1)["others_cpu_pct"]
+        time.sleep(1.5)
+    assert shares["own"] < 0.5 * share < shares["others"], shares
 
 
 class Metrics(http.server.BaseHTTPRequestHandler):

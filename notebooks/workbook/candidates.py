@@ -11,7 +11,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from scipy import stats
 
-from workbook import accuracy, exams, goldens, metrics, paths, results, runs, verdicts
+from workbook import accuracy, controls, exams, goldens, metrics, paths, results, runs, verdicts
 from workbook.errors import BadInput
 from workbook.goldens import Anchor, Blessed, Blessing, Golden
 from workbook.params import Exam, Gate, nearest
@@ -81,6 +81,10 @@ def problems(candidate: Golden, exam: Exam) -> list[str]:
     """Why a candidate must not become the golden of an exam, a sentence each, apart from a shortage."""
     file = f"params/{exam.run.partition('@')[0]}.yaml"
     found = [f"session {n} was recorded on a checkout with uncommitted changes; expected a clean one" for n, s in enumerate(candidate.sessions, 1) if s.dirty]
+    for n in range(len(candidate.sessions)):
+        taken = [x for name, m in candidate.metrics.items() if name.partition("@")[0] == metrics.OTHERS and n < len(m.sessions) for x in m.sessions[n]]
+        if taken and np.mean(taken) > controls.OTHERS_PCT:
+            found.append(f"session {n + 1} was recorded while other processes took {np.mean(taken):.0f} % of the cores; expected at most {controls.OTHERS_PCT} %")
     if candidate.run != exam.run:
         found.append(f"it was recorded for run '{candidate.run}'; expected '{exam.run}'")
     if candidate.key.work != exam.work_hash():

@@ -1,26 +1,43 @@
-"""Controls: two fixed pieces of work that no change to the engine can touch.
+"""Controls: fixed pieces of work that no change to the engine can touch.
 
 If they run at another speed than when the golden was recorded, the machine changed, and a change of the
-engine's speed says nothing. They run in a process of their own: the kernel must use neither OpenMP nor
-CUDA before the engine is started.
+engine's speed says nothing. Two run before the engine is started, in a process of their own: the kernel must use
+neither OpenMP nor CUDA until then. Two small ones run beside the load, between its passes: a neighbour on a shared
+machine comes and goes in less time than a session takes.
 """
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from workbook import paths
 
 SAMPLES = 5
+COPY_BYTES = 128 << 20
+"""What is copied between the passes: more than the caches of a server's processor hold for a core."""
 TOLERANCE = 0.10
 """How far outside the golden's sessions a control may be, as a fraction, with speeds still comparable."""
+
+OTHERS_PCT = 5
+"""Of the cores, what processes other than the load's may take while a CPU generates, with speeds still comparable: as
+much as the smallest loss that a gate looks for."""
 
 
 def measure() -> dict[str, list[float]]:
     """Seconds of each control, `SAMPLES` of each: `host_s` (a single-thread Python loop) and `device_s`
     (a copy and a matrix product on the accelerator, or on all cores)."""
     return in_own_process("workbook.controls")
+
+
+def beside() -> dict[str, float]:
+    """Seconds of the controls that run between the passes of a load, one of each, in the caller's thread:
+    `host_beside_s` (the Python loop) and `copy_beside_s` (a copy in the host's memory); a quarter of a second in all."""
+    source, target = np.ones(COPY_BYTES, dtype=np.uint8), np.ones(COPY_BYTES, dtype=np.uint8)  # written: the pages are there
+    return {"host_beside_s": _seconds(_host), "copy_beside_s": min(_seconds(lambda: np.copyto(target, source)) for _ in range(3))}
 
 
 def in_own_process(module: str) -> Any:
@@ -59,14 +76,15 @@ def _device():
     return work
 
 
-def _timed(work) -> list[float]:
+def _seconds(work: Callable[[], None]) -> float:
+    began = time.perf_counter()
     work()
-    times = []
-    for _ in range(SAMPLES):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return times
+    return time.perf_counter() - began
+
+
+def _timed(work: Callable[[], None]) -> list[float]:
+    work()
+    return [_seconds(work) for _ in range(SAMPLES)]
 
 
 if __name__ == "__main__":

@@ -7,18 +7,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbook import platforms, roofline, telemetry
+from workbook import metrics, platforms, roofline, telemetry
 from workbook.load import Repetition
 from workbook.params import Exam
 
-BANDWIDTH, COMPUTE, QUEUE, STARVED, HOST, LATENCY, UNKNOWN = KINDS = (
-    "bandwidth-bound", "compute-bound", "queue-bound", "starved of requests", "host-bound", "latency-bound", "not known")
+BANDWIDTH, COMPUTE, QUEUE, CLIENT, STARVED, HOST, LATENCY, UNKNOWN = KINDS = (
+    "bandwidth-bound", "compute-bound", "queue-bound", "client-bound", "starved of requests", "host-bound", "latency-bound", "not known")
 
 NEAR_PCT = 60
 """Share of a roof from which it is the bound: no real mix of kernels runs at the rate of one large copy or product,
 and the ramp and the tail of the load are inside the window."""
 BUSY_PCT = 80
 """From here on an accelerator counts as busy: less, and a fifth of the time it waits for something else."""
+CLIENT_PCT = 80
+"""Share of one core from which the process that drives the load is what is measured: one thread does all its work, and
+what it hands over late the engine cannot begin."""
 QUEUE_PCT = 30
 """Share of their time in the engine that requests wait for the scheduler, from which the queue is the bound."""
 PREEMPTED = 0.1
@@ -46,6 +49,7 @@ class Evidence:
         queue_pct: part of the requests' time in the engine before the scheduler first took them.
         preempted: preemptions a request.
         slots: requests that the engines may run at once; 0 if not known.
+        client_pct: of one core, what the process that drives the load used.
         paced: requests arrive by a schedule, whatever the engine does (an open loop).
     """
     bandwidth_pct: float = nan
@@ -59,6 +63,7 @@ class Evidence:
     queue_pct: float = nan
     preempted: float = 0.0
     slots: int = 0
+    client_pct: float = nan
     paced: bool = False
 
 
@@ -72,6 +77,7 @@ def diagnose(e: Evidence) -> tuple[str, str]:
         BANDWIDTH: [_roofs(e)],
         COMPUTE: [_roofs(e)],
         QUEUE: [*waits, f"{e.preempted:.2g} preemptions a request", under_way, _roofs(e)],
+        CLIENT: [f"the process that sends the requests and takes the answers used {e.client_pct:.0f} % of a core", f"{busy} with {under_way}", _roofs(e)],
         STARVED: [under_way, *([f"none {e.idle_pct:.0f} % of the time"] if e.idle_pct >= 1 else []), busy, _roofs(e)],
         HOST: [f"{busy} with {under_way}", _roofs(e)],
         LATENCY: [f"{busy}, yet far from both roofs: small or slow kernels, or waits inside them", under_way, _roofs(e)],
@@ -85,6 +91,8 @@ def _kind(e: Evidence) -> str:
         return BANDWIDTH if e.bandwidth_pct == max(shares) else COMPUTE
     if e.queue_pct >= QUEUE_PCT or e.preempted >= PREEMPTED:
         return QUEUE
+    if e.client_pct >= CLIENT_PCT and not e.busy_pct >= BUSY_PCT:
+        return CLIENT
     few, busy = e.in_flight < FEW * e.slots, e.busy_pct >= BUSY_PCT
     # A schedule's few requests keep a device busy by their latency alone; more of them would share its steps.
     if e.idle_pct >= IDLE_PCT or few and (e.paced or not busy):
@@ -130,6 +138,7 @@ def evidence(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], bus
         idle_pct=100 * max(0.0, 1 - in_use / spans),
         queue_pct=_queue_pct(requests),
         preempted=sum(r.counters.get("vllm:num_preemptions", 0) for r in done) / max(1, len(requests)),
+        client_pct=float(np.median([r.measured.get(metrics.CLIENT, nan) for r in done])),
         slots=exam.engine_args.get("max_num_seqs", SLOTS) * exam.engine_args.get("data_parallel_size", 1) * exam.replicas if local else 0,
         paced=exam.load in ("poisson", "gamma", "burst"))
 
@@ -169,7 +178,7 @@ def of_run(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], sampl
         busy = telemetry.busy(samples, [(r.arrival, r.finished) for r in here])
         found = evidence(exam, requests[requests.point == point], here, busy, roof, absent)
         kind, sentence = diagnose(found)
-        measured = {name: getattr(found, name) for name in ("bandwidth_pct", "compute_pct", "busy_pct", "in_flight", "idle_pct", "queue_pct", "preempted")}
+        measured = {name: getattr(found, name) for name in ("bandwidth_pct", "compute_pct", "busy_pct", "in_flight", "idle_pct", "queue_pct", "preempted", "client_pct")}
         rows.append({"point": point, "bound": kind, **{k: v if isfinite(v) else None for k, v in measured.items()},
                      "sentence": f"at {point}, {sentence}" if point else sentence})
     return rows

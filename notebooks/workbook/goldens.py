@@ -253,7 +253,7 @@ def control_moves(golden: Golden, *controls: dict[str, list[float]]) -> dict[str
     range of the golden's session medians, as a fraction of the nearer end: 0 inside, positive where it is slower
     than the slowest session, negative where faster than the fastest."""
     moves = {}
-    for name in sorted(golden.controls.keys() & controls[0].keys()):
+    for name in sorted(golden.controls.keys() & set.intersection(*map(set, controls))):
         medians = [float(np.median(session)) for session in golden.controls[name]]
         now = float(np.median([np.median(session[name]) for session in controls]))
         moves[name] = now / min(max(now, min(medians)), max(medians)) - 1

@@ -88,10 +88,11 @@ def _pass(engine, exam: Exam, batch: list[Request], number: int, point: int, lab
     if exam.load == "batch" and point:
         batch = batch[:point]
     answers: list[Answer] = []
-    began = time.monotonic()
+    began, own = time.monotonic(), time.process_time()
     try:
         before, _ = engine.counters(), engine.kv_cache_peak()
         done = _drive(engine, exam, batch, number, point, label, deadline, answers)
+        own = time.process_time() - own
         growth = {name: value - before.get(name, 0.0) for name, value in engine.counters().items()}
         peak = engine.kv_cache_peak()
     except (EngineDied, TimeoutError, KeyboardInterrupt) as error:
@@ -100,7 +101,10 @@ def _pass(engine, exam: Exam, batch: list[Request], number: int, point: int, lab
         raise Unfinished(f"{why} (in {label}, with {len(have):,} of {len(batch):,} answers)", Repetition(number, point, began, time.monotonic(), have, {})) from error
     # A batch has no schedule to fall behind: how long it takes to hand it over is part of its makespan.
     behind = done.behind() if exam.load in ("poisson", "gamma", "burst") else ""
-    return Repetition(number, point, done.started, done.finished, done.replies, growth, behind, {} if peak is None else {"kv_cache_peak_pct": peak})
+    measured = {} if peak is None else {"kv_cache_peak_pct": peak}
+    if exam.engine != "offline":
+        measured["client_cpu_pct"] = 100 * own / (done.finished - done.started)
+    return Repetition(number, point, done.started, done.finished, done.replies, growth, behind, measured)
 
 
 def _drive(engine, exam: Exam, batch: list[Request], number: int, point: int, label: str, deadline: float, answers: list[Answer]) -> arrivals.Driven:

@@ -1,4 +1,5 @@
-"""A session's load: a warm-up until it is stable, the measured repetitions, and what there is when it ends early."""
+"""A session's load: a warm-up until it is stable, the measured repetitions with controls between them, and what there is
+when it ends early."""
 import math
 import time
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbook import files, load, results, runs, schemas
+from workbook import controls, files, load, results, runs, schemas
 from workbook.engines import Request
 from workbook.errors import Stopped
 from workbook.params import Exam
@@ -53,13 +54,20 @@ class Session:
     Attributes:
         done: the measured passes; where the load ended early, the one that was under way is the last, with the
             answers it has.
+        controls: seconds of `controls.beside` before the first measured pass and after each, by name.
         stopped: why it ended early, a sentence; empty if all of it was measured.
         interrupted: whether that was somebody's wish.
     """
     warmup: WarmUp = field(default_factory=WarmUp)
     done: list[load.Repetition] = field(default_factory=list)
+    controls: dict[str, list[float]] = field(default_factory=dict)
     stopped: str = ""
     interrupted: bool = False
+
+    def control(self) -> None:
+        """Time the controls once more."""
+        for name, seconds in controls.beside().items():
+            self.controls.setdefault(name, []).append(seconds)
 
     def record(self, number: int = 1, startup_s: float = 0.0) -> dict[str, Any]:
         """For `run.json`; `number` is the session's, `startup_s` as `load.passes`."""
@@ -79,9 +87,11 @@ def measure(engine, exam: Exam, batch: list[Request], deadline: float = math.inf
     labels = [f"{what}repetition {i}/{exam.repetitions}" for i in range(1, exam.repetitions + 1)]
     try:
         warm_up(engine, exam, batch, found.warmup, deadline, what)
+        found.control()
         for done in load.passing(engine, exam, batch, labels, deadline=deadline):
             found.done.append(done)
             _refuse_silence(done, labels[done.number - 1])
+            found.control()
     except Stopped as early:
         found.stopped, found.interrupted = str(early), isinstance(early.__cause__, KeyboardInterrupt)
         if isinstance(early, load.Unfinished):

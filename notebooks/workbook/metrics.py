@@ -51,10 +51,13 @@ METRICS = {
     "kv_cache_peak_pct": Metric("%", "lower", "largest share of the KV cache in use at the end of a step, in any engine (a server is asked every two seconds)"),
     "memory_peak_gb": Metric("GB", "lower", "most memory in use on any one of the GPUs; without a GPU, resident in the process tree; sampled twice a second"),
     "energy_j_per_token": Metric("J/token", "lower", "energy of all GPUs in use over the makespan / output tokens, where NVML gives energy or power"),
+    "client_cpu_pct": Metric("%", "lower", "of one core, what the process that sends the requests and takes the answers used (with engine async: vLLM's front end too)"),
+    "others_cpu_pct": Metric("%", "lower", "of the cores, what processes other than the load's took, where the CPU is what generates"),
     "gpu_clock_mhz": Metric("MHz", "higher", "mean of the SM clocks of all GPUs in use over the pass"),
     "startup_s": Metric("s", "lower", "start of the engine to its being ready, once a session", once=True),
 }
 THROUGHPUT = "output_tok_s"
+OTHERS, CLIENT = "others_cpu_pct", "client_cpu_pct"
 
 
 def kind(name: str) -> Metric:

@@ -52,19 +52,23 @@ def _judge_band(name: str, gate: Gate, known: goldens.Samples, sessions: list[li
             "rule": "band", "band": [gate.low, gate.high], "delta": 1 - gate.low}
 
 
-def judge_controls(golden: goldens.Golden, *measured: dict[str, list[float]]) -> dict[str, Any]:
+def judge_controls(golden: goldens.Golden, *measured: dict[str, list[float]], others_pct: float = 0.0) -> dict[str, Any]:
     """Whether the machine itself runs at the golden's speed.
 
     Args:
         measured: the controls of each session. Of several the middle counts, as the effect is the mean over
             sessions: a machine that was disturbed for one of them may so be comparable after all.
+        others_pct: of the cores, what other processes took while it was measured, where the CPU is what generates.
     """
     moves = goldens.control_moves(golden, *measured)
     moved = {k: v for k, v in moves.items() if abs(np.log1p(v)) > np.log1p(controls.TOLERANCE)}
     said = ", ".join(f"{k.removesuffix('_s')} " + (f"{abs(v) * 100:.0f} % {'slower' if v > 0 else 'faster'}" if v else "within them") for k, v in moves.items())
-    return {"moves": moves, "tolerance": controls.TOLERANCE, "comparable": not moved,
-            "sentence": f"the fixed work against the golden's sessions: {said or 'the golden has none'}"
-                        + ("" if not moved else f"; that is more than {controls.TOLERANCE:.0%}, so the machine itself changed and speeds do not compare")}
+    sentence = f"the fixed work against the golden's sessions: {said or 'the golden has none'}"
+    if moved:
+        sentence += f"; that is more than {controls.TOLERANCE:.0%}, so the machine itself changed and speeds do not compare"
+    if shared := others_pct > controls.OTHERS_PCT:
+        sentence += f"; other processes took {others_pct:.0f} % of the cores while it was measured (at most {controls.OTHERS_PCT} %), so speeds do not compare"
+    return {"moves": moves, "tolerance": controls.TOLERANCE, "others_pct": others_pct, "comparable": not moved and not shared, "sentence": sentence}
 
 
 def verdict_of(validity: Completeness, golden: goldens.Golden | None, no_golden: str, gated: dict[str, dict],
@@ -89,9 +93,15 @@ def look(gates: dict[str, Gate], golden: goldens.Golden, by_repetition: pd.DataF
         status and sentence, from those of the gated metrics (`gates`) and the `controls`; number of `sessions`.
     """
     gated = {name: judge_metric(name, gate, golden, metrics.sessions(by_repetition, name)) for name, gate in gates.items()}
-    machine = judge_controls(golden, *controls_of)
+    machine = judge_controls(golden, *controls_of, others_pct=others_pct(by_repetition))
     status, sentence = _worst(_speed(gated, machine))
     return {"status": status, "sentence": sentence, "sessions": len(controls_of), "gates": gated, "controls": machine}
+
+
+def others_pct(by_repetition: pd.DataFrame) -> float:
+    """Of the cores, what other processes took, mean over the passes; 0 where that was not measured."""
+    found = by_repetition.filter(regex=f"^{metrics.OTHERS}(@|$)")
+    return 0.0 if found.empty else float(np.nanmean(found.to_numpy(dtype=float)))
 
 
 def declaration(looks: list[dict], confirmed: bool) -> str:

@@ -53,15 +53,18 @@ class Tree:
             self._processes += [p for p in self._root.children(recursive=True) if p.pid != os.getpid()]
         self.pids = {p.pid for p in self._processes}
 
-    def rss(self) -> int:
-        """Bytes resident, summed over the processes: what several of them share counts for each."""
+    def usage(self) -> tuple[int, float]:
+        """Bytes resident, summed over the processes (what several of them share counts for each), and the CPU time that
+        they have used, seconds."""
         if time.monotonic() - self._seen > TREE_S:
             self.refresh()
-        total = 0
+        resident, seconds = 0, 0.0
         for process in self._processes:
-            with contextlib.suppress(psutil.Error):
-                total += process.memory_info().rss
-        return total
+            with contextlib.suppress(psutil.Error), process.oneshot():
+                times = process.cpu_times()
+                resident += process.memory_info().rss
+                seconds += times.user + times.system
+        return resident, seconds
 
 
 class Gpus:
@@ -134,11 +137,15 @@ def run(process: psutil.Process, gpus: Sequence[int], urls: Sequence[str]) -> No
         threading.Thread(target=_ask_servers, args=(urls, latest), daemon=True).start()
     cores = sorted(os.sched_getaffinity(0))
     psutil.cpu_percent(percpu=True)
-    told = None
+    (_, used), at, told = tree.usage(), time.monotonic(), None
     while told is None and process.is_running():
         told = signal.sigtimedwait({signal.SIGTERM}, PERIOD_S)
         busy = psutil.cpu_percent(percpu=True)
-        row: dict[str, Any] = {"time": time.monotonic(), "cpu_busy_pct": sum(busy[c] for c in cores) / len(cores), "rss_gb": tree.rss() / 1e9}
+        before, began = used, at
+        (resident, used), at = tree.usage(), time.monotonic()
+        own = 100 * (used - before) / (at - began) / len(cores)
+        row: dict[str, Any] = {"time": at, "cpu_busy_pct": (all_pct := sum(busy[c] for c in cores) / len(cores)), "rss_gb": resident / 1e9,
+                               "others_cpu_pct": max(0.0, all_pct - own)}
         row |= watched.sample() if watched else {}
         if "kv_cache_pct" in latest:
             row["kv_cache_pct"] = latest.pop("kv_cache_pct")

@@ -141,7 +141,7 @@ def _take(exam: Exam, first: dict[str, Any], log: Path) -> tuple[dict[str, Any],
     telemetry.note(done, samples, here=exam.engine != "endpoint")
     roofline.note(exam, done, first["roof"] and roofline.Calibration(**first["roof"]), log)
     record = measured.record(CONFIRMING, engine.load_s) | {
-        "session": CONFIRMING, "controls": control_times, "load_s": engine.load_s, "busy": telemetry.busy(samples, windows),
+        "session": CONFIRMING, "controls": control_times | measured.controls, "load_s": engine.load_s, "busy": telemetry.busy(samples, windows),
         "disturbed": telemetry.disturbances(samples, windows), "telemetry_problem": sampler.problem}
     return record, load.requests_frame(done, CONFIRMING), samples
 

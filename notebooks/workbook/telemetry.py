@@ -32,7 +32,8 @@ SLOWDOWNS = 8 | 32 | 64 | 128
 class Sampler:
     """Context manager that samples from when the sampling process is ready until it is left; `frame()` gives the rows.
 
-    Columns: time (seconds of `time.monotonic`), cpu_busy_pct (of all cores this process may use), rss_gb (this process
+    Columns: time (seconds of `time.monotonic`), cpu_busy_pct (of all cores this process may use),
+    others_cpu_pct (the part of it that is neither this process's nor its descendants'), rss_gb (this process
     and its descendants), kv_cache_pct (of servers), and for each GPU i, where it supports them, gpu<i>_busy_pct,
     gpu<i>_memory_gb, gpu<i>_power_w, gpu<i>_energy_j (a counter), gpu<i>_sm_mhz, gpu<i>_memory_mhz, gpu<i>_throttle
     (NVML's reason bits) and gpu<i>_foreign (ids of processes that are not of this tree).
@@ -105,6 +106,8 @@ def of_window(frame: pd.DataFrame, begin: float, end: float, output_tokens: int)
         return {}
     memory = inside.filter(regex=r"^gpu\d+_memory_gb$")
     found = {"memory_peak_gb": inside.rss_gb.max() if memory.empty else memory.max(axis=None)}
+    if memory.empty and "others_cpu_pct" in inside:
+        found["others_cpu_pct"] = inside.others_cpu_pct.mean()
     if not (clocks := inside.filter(regex=r"^gpu\d+_sm_mhz$")).empty:
         found["gpu_clock_mhz"] = clocks.mean(axis=None)
     if "kv_cache_pct" in inside:
