@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import psutil
 
-from workbook import models, platforms
+from workbook import models, paths, platforms
 from workbook.engines.base import EngineDied, engine_args, environment, last_error, wait_for_memory
 from workbook.engines.http import HttpEngine
 from workbook.params import Exam
@@ -81,12 +81,12 @@ class ServerEngine(HttpEngine):
         return last_error(self._log, self._log_start) or ("it does not answer any more" if code is None else f"its process ended with {code}")
 
     def _launch(self, exam: Exam, model: Path, index: int, port: int) -> str:
-        words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port),
+        words = [sys.executable, "-m", *entry_point(exam), "--host", "127.0.0.1", "--port", str(port),
                  "--model", str(model), "--disable-uvicorn-access-log", *arguments(engine_args(exam))]
         if adapter := models.adapter(exam):
             words += ["--lora-modules", f"{adapter.name}={adapter.folder}"]
         with self._log.open("a") as log:
-            self._processes.append(subprocess.Popen(words, env=os.environ | FAULTS | environment(exam) | placement(exam, index), stdin=subprocess.DEVNULL,
+            self._processes.append(subprocess.Popen(words, env=paths.child_environment() | FAULTS | environment(exam) | placement(exam, index), stdin=subprocess.DEVNULL,
                                                     stdout=log, stderr=log, preexec_fn=_die_with_parent))
         return f"http://127.0.0.1:{port}"
 
@@ -136,6 +136,12 @@ class ServerEngine(HttpEngine):
             with contextlib.suppress(psutil.NoSuchProcess):
                 found += [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         return found
+
+
+def entry_point(exam: Exam) -> list[str]:
+    """The module that a server starts with, and its first words. vLLM's own is one API server whatever `api_server_count`
+    says; several are what `vllm serve` starts."""
+    return ["workbook.engines.serve", "serve"] if "api_server_count" in exam.engine_args else ["vllm.entrypoints.openai.api_server"]
 
 
 def arguments(given: dict[str, Any]) -> list[str]:
