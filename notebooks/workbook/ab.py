@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from workbook import exams, executor, files, metrics, models, pages, paired, paths, platforms, runs, verdicts
+from workbook import exams, executor, files, metrics, models, pages, paired, paths, platforms, runs, verdicts, visit
 from workbook.errors import BadInput
 from workbook.exams import Written
 from workbook.paired import Experiment
@@ -99,28 +99,17 @@ def visit_all(experiment: Experiment) -> None:
     for name in names:
         folder = paths.ab_folder(experiment.run) / "visits" / name
         say(f"\n  visit {name}: {name[-1].upper()}, {int(name[:2])} of {len(names)}")
+        variant = experiment.variants[name[-1]]
         try:
-            problem = _visit(experiment, folder)
+            visit.make(folder, Exam(**variant["params"]), variant["python"])
         except KeyboardInterrupt:
-            files.write_json(folder / paired.OUTCOME, {"problem": "interrupted"})
             experiment = paired.read(experiment.run)
             write_result(experiment, *paired.verdict_of(experiment, {}), {})
             raise
-        if problem:
-            files.write_json(folder / paired.OUTCOME, {"problem": problem})
         experiment.visits.append(paired.read_visit(folder, experiment.run, experiment.visits[0] if experiment.visits else None))
         if experiment.visits[-1].problem:
             return
         say(f"  {progress(experiment)}")
-
-
-def _visit(experiment: Experiment, folder: Path) -> str:
-    """One visit in a process of its own; returns the problem if not even its outcome came to be."""
-    variant = experiment.variants[folder.name[-1]]
-    files.write_text(folder / "params.yaml", exams.flat(Exam(**variant["params"])))
-    done = subprocess.run([variant["python"], "-m", "workbook.visit", str(folder)], env=paths.child_environment() | {"GOLDBOOK_REPORTS": str(folder)})
-    executor.end_processes()
-    return "" if (folder / paired.OUTCOME).exists() else f"its process ended with code {done.returncode}"
 
 
 def progress(experiment: Experiment) -> str:

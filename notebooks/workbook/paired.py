@@ -195,12 +195,24 @@ def control_table(experiment: Experiment) -> pd.DataFrame:
     visits = [v for v in experiment.visits if v.record]
     rows = []
     for name in visits[0].record["controls"] if visits else ():
-        medians = [float(np.median(v.record["controls"][name])) for v in visits]
         a, b = _medians(visits, lambda v, name=name: v.record["controls"][name])
-        slope = stats.linregress(range(len(medians)), np.log(medians)).slope if len(medians) > 1 else 0.0
         rows.append({"control": name.removesuffix("_s"), "A, ms": a * 1e3, "B, ms": b * 1e3, "B against A %": 100 * (b / a - 1),
-                     "drift %": 100 * float(np.expm1(slope * (len(medians) - 1)))})
+                     "drift %": drift(visits, name)})
     return pd.DataFrame(rows)
+
+
+def drift(visits: list[Visit], control: str) -> float:
+    """By how much the line through the logs of the visits' medians of a control rises from the first visit to the last, %."""
+    medians = [float(np.median(v.record["controls"][control])) for v in visits]
+    slope = stats.linregress(range(len(medians)), np.log(medians)).slope if len(medians) > 1 else 0.0
+    return 100 * float(np.expm1(slope * (len(medians) - 1)))
+
+
+def drift_notes(drifts: dict[str, float], effect: str) -> list[str]:
+    """A sentence for each control, by name, that drifted by more than its tolerance; `effect` says what follows."""
+    return [f"the machine changed while this ran: the fixed work of the {name} took {abs(percent):.0f} % {'longer' if percent > 0 else 'less time'} "
+            f"in the last visit than in the first, by the line through all; {effect}"
+            for name, percent in drifts.items() if abs(np.log1p(percent / 100)) > np.log1p(controls.TOLERANCE)]
 
 
 def notes(experiment: Experiment) -> list[str]:
@@ -208,11 +220,8 @@ def notes(experiment: Experiment) -> list[str]:
     found = []
     if (repetitions := experiment.exam.repetitions) < 3:
         found.append(f"each visit has {repetitions} repetition{'s' if repetitions > 1 else ''}: a loss of 3 % is found less often than with 3 (SET=\"repetitions=3\")")
-    for row in control_table(experiment).to_dict("records"):
-        if abs(np.log1p(row["drift %"] / 100)) > np.log1p(controls.TOLERANCE):
-            found.append(f"the machine changed while this ran: the fixed work of the {row['control']} took {abs(row['drift %']):.0f} % {'longer' if row['drift %'] > 0 else 'less time'} "
-                         "in the last visit than in the first, by the line through all; "
-                         "an even drift cancels in the pairs, a jump does not")
+    drifts = {row["control"]: row["drift %"] for row in control_table(experiment).to_dict("records")}
+    found += drift_notes(drifts, "an even drift cancels in the pairs, a jump does not")
     return found
 
 

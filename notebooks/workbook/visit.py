@@ -1,15 +1,33 @@
-"""One visit of an A/B: generate.ipynb in a fresh kernel, in the environment of one interpreter.
+"""One visit of an A/B or of a tuning: generate.ipynb in a fresh kernel, in the environment of one interpreter.
 
 It is a process of its own, `PYTHON -m workbook.visit FOLDER`: papermill, the kernel and the engine all come from
-the environment of the interpreter that starts it, whichever started the A/B. GOLDBOOK_REPORTS is the folder of the
-visit, which holds `params.yaml`; the rest is as in any run.
+the environment of the interpreter that starts it, whichever started the experiment. GOLDBOOK_REPORTS is the folder
+of the visit, which holds `params.yaml`; the rest is as in any run.
 """
+import subprocess
 import sys
 from pathlib import Path
 
 import yaml
 
-from workbook import executor, files, pages, paired, params, runner, runs
+from workbook import exams, executor, files, pages, paired, params, paths, runner, runs
+from workbook.params import Exam
+
+
+def make(folder: Path, exam: Exam, python: str = sys.executable) -> None:
+    """Make a visit, and leave its outcome in `folder`, whatever becomes of its process.
+
+    An interruption is an outcome too, and is raised again.
+    """
+    files.write_text(folder / "params.yaml", exams.flat(exam))
+    try:
+        done = subprocess.run([python, "-m", "workbook.visit", str(folder)], env=paths.child_environment() | {"GOLDBOOK_REPORTS": str(folder)})
+    except KeyboardInterrupt:
+        files.write_json(folder / paired.OUTCOME, {"problem": "interrupted"})
+        raise
+    executor.end_processes()
+    if not (folder / paired.OUTCOME).exists():
+        files.write_json(folder / paired.OUTCOME, {"problem": f"its process ended with code {done.returncode}"})
 
 
 def main(folder: Path) -> None:
@@ -19,7 +37,7 @@ def main(folder: Path) -> None:
     problem = runner.run_stage(exam, "generate", place)
     files.write_json(folder / paired.OUTCOME, {"problem": problem})
     pages.write(place / "generate.ipynb", place / "generate.html", f"{exam.run} · {folder.name}",
-                [("← A/B", "../../../../index.html"), (folder.name, "")])
+                [("← all visits", "../../../../index.html"), (folder.name, "")])
 
 
 if __name__ == "__main__":
