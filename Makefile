@@ -17,7 +17,7 @@ endif
 BENCHES := offline_overhead server_overhead async_overhead telemetry_cost client_cost client_scale report_scale scoring verdict_rates
 WORKBOOK := PYTHONPATH=notebooks$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PY) -m workbook
 
-.PHONY: help setup run-all run report record bless ab list params docs lab test bench lock clean
+.PHONY: help setup run-all run report record bless ab tune list params docs lab test bench lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ bless: setup ## make the candidate the golden: RUN=name REASON="..." [ACCEPT_REG
 ab: setup ## does B cost anything? RUN=name A="..." B="..." [A_PYTHON=] [B_PYTHON=] [PAIRS=8] [MODEL=] [SET=]
 	@$(WORKBOOK) ab "$(RUN)" --a "$(A)" --b "$(B)" $(if $(PAIRS),--pairs "$(PAIRS)") $(if $(A_PYTHON),--python-a "$(A_PYTHON)") \
 	  $(if $(B_PYTHON),--python-b "$(B_PYTHON)") $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$(SET)")
+
+tune: setup ## which engine settings are the fastest? RUN=name [ROUNDS=1] [ONLY="a b"] [MODEL=] [SET=]
+	@$(WORKBOOK) tune "$(RUN)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(ONLY),--only "$(ONLY)") $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$(SET)")
 
 list: setup ## every exam, what it needs, and whether this machine can take it
 	@$(WORKBOOK) list

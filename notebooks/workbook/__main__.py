@@ -41,7 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     add("reference", _reference, "the page on all parameters, made from the schema")
     for name, function, text in (("run", _run, "one exam, then the summary"), ("record", _record, "measure a candidate golden"),
                                  ("params", _params, "a run's flat parameters, and where each value comes from"),
-                                 ("ab", _ab, "two variants of an exam in turns on this machine: does B cost anything?")):
+                                 ("ab", _ab, "two variants of an exam in turns on this machine: does B cost anything?"),
+                                 ("tune", _tune, "an exam with every setting of its sweep: which are the fastest?")):
         command = add(name, function, text)
         command.add_argument("run", help="stem of a file in params/, with @variant where it has some")
         command.add_argument("--model", help="another model: a local folder, or one of the hub")
@@ -54,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
                 command.add_argument(f"--{side}", default="", metavar="SET", help=f"what {side.upper()} changes, as in --set (default: nothing)")
                 command.add_argument(f"--python-{side}", default="", metavar="PYTHON", help=f"interpreter of {side.upper()}'s environment (default: this one)")
             command.add_argument("--pairs", type=int, default=8, help="visits of each variant, even, at least 8 (default 8)")
+        if name == "tune":
+            command.add_argument("--rounds", type=int, default=1, help="visits of each setting (default 1)")
+            command.add_argument("--only", default="", metavar="SETTINGS", help='names of the settings to take: "a b" (default: all)')
     command = add("bless", _bless, "make the candidate the golden")
     command.add_argument("run")
     command.add_argument("--reason", required=True, help="why, in a sentence")
@@ -136,6 +140,11 @@ def _ab(args: argparse.Namespace) -> int:
     from workbook import ab
     pythons = {"a": args.python_a, "b": args.python_b}
     return _executing(lambda: ab.take(args.run, {"a": args.a, "b": args.b}, pythons, args.pairs, _overrides(args), _strict()))
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from workbook import tune
+    return _executing(lambda: tune.take(args.run, args.rounds, args.only, _overrides(args), _strict()))
 
 
 def _executing(work):

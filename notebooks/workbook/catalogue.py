@@ -1,6 +1,7 @@
 """The exams for people: what there is, what a run's parameters are and where they come from, what each key means."""
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -9,21 +10,28 @@ from workbook import exams, platforms
 from workbook.errors import BadInput
 from workbook.exams import Written
 from workbook.params import WORK_KEYS, Exam, Gate, Requires, Slo
+from workbook.sweeps import TUNED
 
 
 def flat_with_origins(run: str, overrides: Written | None = None) -> str:
     """A run's checked parameters as flat YAML that `papermill -f` takes, each with its origin as a comment."""
     exam = exams.load(run, overrides)
     places = exams.resolve(run, overrides).places
+    return annotated(exam, lambda *path: _origin(places, *path))
+
+
+def annotated(exam: Exam, comment: Callable[..., str]) -> str:
+    """An exam's parameters as flat YAML with a comment behind each line; `comment` is asked for it with the line's path
+    of keys, one or two of them, and may have none."""
     lines: list[tuple[str, str]] = []
     for key, value in exam.model_dump(mode="json", exclude={"variants"}).items():
         if isinstance(value, dict) and value:
             lines.append((f"{key}:", ""))
-            lines += [(f"  {name}: {_scalar(inner)}", _origin(places, key, name)) for name, inner in value.items()]
+            lines += [(f"  {name}: {_scalar(inner)}", comment(key, name)) for name, inner in value.items()]
         else:
-            lines.append((f"{key}: {_scalar(value)}", _origin(places, key)))
+            lines.append((f"{key}: {_scalar(value)}", comment(key)))
     width = min(60, max(len(text) for text, _ in lines))
-    return "".join(f"{text:{width}}  # {origin}\n" if origin else f"{text}\n" for text, origin in lines)
+    return "".join(f"{text:{width}}  # {said}\n" if said else f"{text}\n" for text, said in lines)
 
 
 def listing() -> str:
@@ -63,6 +71,8 @@ def reference() -> str:
     for key, section in (("requires", Requires), ("slo", Slo), ("gates.<metric>", Gate)):
         inner = "; ".join(f"`{n}` {_type(f.annotation)}{_limits(f)}, default {_default(f)}" for n, f in section.model_fields.items())
         lines.append(f"- `{key}`: {inner}")
+    lines += ["", f"`params/tune/<run>.yaml`, the sweep that `make tune` takes, has the same keys: `run` is the run that it tunes, other keys change it for every setting, "
+              f"and `variants` are the settings, which may differ in {', '.join(f'`{key}`' for key in TUNED)}."]
     return "\n".join(lines) + "\n"
 
 

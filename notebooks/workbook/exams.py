@@ -49,13 +49,13 @@ def resolve(run: str, overrides: Written | None = None) -> Written:
     path, variant = _file(run), run.partition("@")[2]
     if not path.is_file():
         raise BadInput(f"params/{path.name}: no such run; expected one of {', '.join(names()) or 'none'}{nearest(run, names())}")
-    written = _read(path)
-    source = f"params/{path.name}"
+    source = source_of(path)
+    written = read(path)
     if written.values.get("run") != path.stem:
         stated = written.values.get("run")
         twin = f", which params/{stated}.yaml is" if isinstance(stated, str) and stated != path.stem and _file(stated).is_file() else ""
         raise BadInput(f"{source}: key 'run' is {stated!r}{twin}; expected the file's stem, {path.stem!r}")
-    variants = _variants(written, source)
+    variants = variants_of(written, source)
     if variants and not variant:
         raise BadInput(f"{source}: is several runs; expected one of {', '.join(f'{run}@{name}' for name in variants)}")
     if variant and variant not in variants:
@@ -133,13 +133,13 @@ def _file(run: str) -> Path:
 
 def _runs_of(path: Path) -> list[str]:
     try:
-        variants = _read(path).values.get("variants")
+        variants = read(path).values.get("variants")
     except BadInput:
         variants = None
     return [f"{path.stem}@{name}" for name in variants] if variants and isinstance(variants, dict) else [path.stem]
 
 
-def _variants(written: Written, source: str) -> dict[str, Written]:
+def variants_of(written: Written, source: str) -> dict[str, Written]:
     """The variants of a file as what each changes.
 
     Raises:
@@ -160,8 +160,18 @@ def _variants(written: Written, source: str) -> dict[str, Written]:
     return found
 
 
-def _read(path: Path) -> Written:
-    source = f"params/{path.name}"
+def source_of(path: Path) -> str:
+    """What messages call a file of the folder of params."""
+    return f"params/{path.relative_to(paths.params()).as_posix()}"
+
+
+def read(path: Path) -> Written:
+    """A params file as it is written; not yet checked.
+
+    Raises:
+        BadInput: it cannot be read, is not YAML, or is no mapping.
+    """
+    source = source_of(path)
     try:
         written = _parse(path.read_text(), source)
     except (yaml.YAMLError, ValueError, OSError) as error:

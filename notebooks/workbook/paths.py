@@ -41,6 +41,11 @@ def ab_folder(run: str) -> Path:
     return reports() / "ab" / run
 
 
+def tune_folder(run: str) -> Path:
+    """Folder of the latest tuning of a run."""
+    return reports() / "tune" / run
+
+
 def child_environment() -> dict[str, str]:
     """The environment in which `python -m workbook...` works from any folder."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(NOTEBOOKS), os.environ.get("PYTHONPATH")]))}

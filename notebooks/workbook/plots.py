@@ -8,7 +8,7 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import LogFormatter, StrMethodFormatter
 
 from workbook.metrics import THROUGHPUT, headline, kind
 
@@ -98,6 +98,61 @@ def differences_by_pair(name: str, losses: list[float], low: float, high: float,
     axes.set_ylabel("B slower than A, %")
     axes.set_title(f"{name}: B against A in each pair (n = {len(losses)} pairs; lower is better for B)", fontsize=10)
     axes.legend(loc="best", frameon=False, fontsize=8)
+    return figure
+
+
+def throughput_against_latency(points: pd.DataFrame, roofs: dict[str, list[tuple[float, float]]], front: list[tuple[str, int]], best: str) -> Figure:
+    """What all requests get together against what each of them gets: a line a setting through the points of its sweep,
+    the Pareto front behind them, and the roofs above.
+
+    Args:
+        points: as `tuning.point_table`; the first setting is the untuned one.
+        roofs, front: as `tuning.roofs` and `tuning.pareto`.
+        best: the setting that is drawn thicker.
+    """
+    figure, axes = _axes(9.0, 5.2)
+    where = {(row.setting, row.point): (row.latency, row.speed) for row in points.itertuples()}
+    axes.plot(*zip(*(where[place] for place in front), strict=True), color="0.85", lw=9, solid_capstyle="round", zorder=1, label="Pareto front")
+    for (roof, places), style in zip(roofs.items(), ("--", ":")):
+        axes.plot(*zip(*places, strict=True), color="0.25", ls=style, lw=1.3, marker="_", ms=9, zorder=2, label=f"roof: {roof} of this machine")
+    colours, markers = cycle([f"C{i}" for i in range(10)]), cycle("sDv^<>pPX*hd")
+    for number, (setting, rows) in enumerate(points.groupby("setting", sort=False)):
+        colour, marker = ("black", "o") if number == 0 else (next(colours), next(markers))
+        axes.plot(rows.latency, rows.speed, color=colour, marker=marker, ms=7 if setting == best else 5, lw=2.2 if setting == best else 1, zorder=4 if setting == best else 3,
+                  label=f"{setting}{' (best)' if setting == best else ''}")
+    for point, rows in points[points.point > 0].groupby("point"):
+        axes.annotate(f"{point:,} in flight", (rows.latency.min(), rows.speed.min()), xytext=(-4, -14), textcoords="offset points", ha="right", fontsize=8, color="0.35")
+    for axis in (axes.xaxis, axes.yaxis):
+        getattr(axes, f"set_{axis.axis_name}scale")("log")
+        axis.set_major_formatter(StrMethodFormatter("{x:,.4g}"))
+        axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
+    axes.set_xlabel("output tok/s of a request, median (to the right: faster for each)")
+    axes.set_ylabel("output tok/s of all requests (up: faster for all)")
+    axes.set_title(f"Throughput against latency (n = {points.setting.nunique()} settings, medians over repetitions; up and to the right is better)", fontsize=10)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    return figure
+
+
+def ratios(name: str, rows: list[tuple[str, float, float, float]], margin: float, confidence: float) -> Figure:
+    """Settings held against the untuned one, the fastest on top, with their intervals.
+
+    Args:
+        rows: (setting, ratio, low, high) of each.
+        margin: the difference up to which none is called one, as a fraction.
+    """
+    figure, axes = _axes(7.2, 1.1 + 0.3 * len(rows))
+    axes.axvspan(1 - margin, 1 + margin, color="0.9", zorder=0, label=f"no difference: within {margin:.0%}")
+    axes.axvline(1, color="black", lw=1)
+    for y, (_, ratio, low, high) in enumerate(sorted(rows, key=lambda row: row[1])):
+        colour, marker = ("C0", "^") if low > 1 + margin else ("C1", "v") if high < 1 - margin else ("0.5", "o")
+        axes.hlines(y, low, high, color=colour, lw=2)
+        axes.plot(ratio, y, color=colour, marker=marker, ms=7)
+        axes.annotate(f"{ratio:.2f}", (1.0, y), xycoords=("axes fraction", "data"), ha="left", va="center", fontsize=9)
+    axes.set_yticks(range(len(rows)), [row[0] for row in sorted(rows, key=lambda row: row[1])])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlabel(f"{name} as a multiple of the untuned run's, with its {confidence:.0%} interval (higher is better)", fontsize=9)
+    axes.set_title(f"{name}: each setting against the untuned run (n = {len(rows)} settings)", fontsize=10)
+    axes.legend(loc="lower right", frameon=False, fontsize=8)
     return figure
 
 

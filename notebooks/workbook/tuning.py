@@ -1,0 +1,303 @@
+"""A tuning as it lies in the reports: the settings of a sweep, their visits, and what they say.
+
+Each setting was visited once a round, in a fresh engine. Its throughput at the sweep's largest point is held against
+the untuned run's with the rule of the goldens (`verdicts.judge`), session by session.
+"""
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workbook import files, metrics, paired, params, paths, roofline, sweeps, verdicts
+from workbook.errors import BadInput
+from workbook.paired import Visit
+from workbook.params import Exam
+from workbook.runs import now
+from workbook.scraps import plain
+from workbook.sweeps import COMBINED, UNTUNED
+
+SCHEMA_VERSION = 1
+PLAN = "tune.json"
+"""What a tuning writes first: rounds, and the parameters of each setting. `combined` comes into it after the rounds."""
+DELTA, MARGIN = 0.03, 0.02
+"""As in an A/B: a difference of no more than the margin is not called one."""
+SPEED, LATENCY = "output_tok_s", "request_tok_s_p50"
+"""What the picture has upwards and to the right: what all requests get together, and what one of them gets."""
+
+
+@dataclass(frozen=True)
+class Against:
+    """A setting's headline against the untuned's: the ratio of the means of the logs, the bounds of its interval, the
+    interval's confidence, and `verdicts.judge`'s status."""
+    ratio: float
+    low: float
+    high: float
+    confidence: float
+    status: str
+
+    @property
+    def brief(self) -> str:
+        """Ratio and interval in a few words."""
+        return f"{self.ratio:.2f} times ({self.low:.2f} to {self.high:.2f})"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was planned, and the visits that were made, in their order.
+
+    Attributes:
+        settings: the exam of each, by name; `untuned` is the first.
+        members: the settings that `combined` is made of; empty where it was not tried.
+    """
+    run: str
+    started: str
+    rounds: int
+    settings: dict[str, Exam]
+    members: list[str]
+    visits: list[Visit]
+
+    @property
+    def untuned(self) -> Exam:
+        """What the settings are held against."""
+        return self.settings[UNTUNED]
+
+    @property
+    def headline(self) -> str:
+        """The metric that decides: the throughput at the sweep's largest point."""
+        return metric_at(SPEED, max(self.untuned.points, default=0))
+
+    def of(self, setting: str) -> list[Visit]:
+        """The visits of a setting."""
+        return [v for v in self.visits if setting_of(v.name) == setting]
+
+    def problem(self, setting: str) -> str:
+        """Why a setting has no result, in a sentence; empty if it has one."""
+        found = self.of(setting)
+        return "; ".join(f"visit {v.name}: {v.problem}" for v in found if v.problem) or ("" if found else "not visited")
+
+    @property
+    def valid(self) -> list[str]:
+        """The settings that have a result."""
+        return [name for name in self.settings if not self.problem(name)]
+
+    def sessions(self, setting: str, name: str) -> list[list[float]]:
+        """A metric's samples, a list for each visit that has it."""
+        return [samples for v in self.of(setting) if (samples := v.samples(name))]
+
+    def median(self, setting: str, name: str) -> float:
+        """Of a metric over all repetitions; NaN where it was not measured."""
+        return float(np.median(np.concatenate(found))) if (found := self.sessions(setting, name)) else math.nan
+
+    def against(self, setting: str, name: str = "") -> Against:
+        """A valid setting against the valid untuned run, in one metric (the headline).
+
+        Raises:
+            ValueError: as `verdicts.judge`.
+        """
+        name = name or self.headline
+        v = verdicts.judge(self.sessions(UNTUNED, name), self.sessions(setting, name), direction=metrics.kind(name).direction, delta=DELTA, margin=MARGIN)
+        return Against(*(1 + verdicts.change(x, "higher") for x in (v.effect, v.high, v.low)), v.confidence, v.status)
+
+    @property
+    def best(self) -> str:
+        """The setting with the highest headline of those that are certainly faster than the untuned run; `untuned`
+        where none is. Only settings that were measured count, `combined` too."""
+        faster = [name for name in self.valid if UNTUNED in self.valid and name != UNTUNED and self.against(name).status == "IMPROVED"]
+        return max(faster, key=lambda name: self.against(name).ratio, default=UNTUNED)
+
+
+def metric_at(name: str, point: int) -> str:
+    """A metric's name at a point of the sweep; 0: there is none."""
+    return f"{name}@{point}" if point else name
+
+
+def setting_of(visit: str) -> str:
+    """The setting of a visit, by its name `<nn>-<setting>`."""
+    return visit.partition("-")[2]
+
+
+def order(settings: list[str], rounds: int) -> list[str]:
+    """Names of the visits in their order: each setting once a round, every other round backwards, so that an even drift
+    of the machine falls on all of them alike. `combined`, which is known last, is visited last, once for each round."""
+    planned = [name for name in settings if name != COMBINED]
+    turns = [name for turn in range(rounds) for name in (planned[::-1] if turn % 2 else planned)]
+    turns += [COMBINED] * rounds if COMBINED in settings else []
+    return [f"{number:02}-{name}" for number, name in enumerate(turns, start=1)]
+
+
+def write_plan(tuning: Tuning) -> None:
+    """Write the plan, before the first visit and when `combined` comes into it."""
+    settings = {name: exam.model_dump(mode="json") for name, exam in tuning.settings.items()}
+    files.write_json(paths.tune_folder(tuning.run) / PLAN, {
+        "run": tuning.run, "started": tuning.started, "rounds": tuning.rounds, "order": list(settings), "settings": settings, "members": tuning.members})
+
+
+def read(run: str) -> Tuning:
+    """The latest tuning of a run.
+
+    Raises:
+        BadInput: there is none.
+    """
+    folder = paths.tune_folder(run)
+    if not (folder / PLAN).exists():
+        raise BadInput(f"run '{run}' has no tuning in {folder}; expected make tune RUN={run} first")
+    plan = files.read_json(folder / PLAN)
+    settings = {name: params.check(plan["settings"][name], PLAN) for name in plan["order"]}
+    visits: list[Visit] = []
+    for name in order(plan["order"], plan["rounds"]):
+        if (folder / "visits" / name / paired.OUTCOME).exists():
+            first = next((v for v in visits if v.record), None)
+            visits.append(paired.read_visit(folder / "visits" / name, run, first))
+    return Tuning(run, plan["started"], plan["rounds"], settings, plan["members"], visits)
+
+
+def helpful(tuning: Tuning) -> list[str]:
+    """The settings that are certainly faster than the untuned run, the fastest first."""
+    if UNTUNED not in tuning.valid:
+        return []
+    found = {name: tuning.against(name) for name in tuning.valid if name not in (UNTUNED, COMBINED)}
+    return sorted((name for name, a in found.items() if a.status == "IMPROVED"), key=lambda name: -found[name].ratio)
+
+
+def point_table(tuning: Tuning) -> pd.DataFrame:
+    """A row for each setting with a result and point of the sweep, medians over all repetitions: setting, point,
+    speed and latency (as the picture has them), against, low, high (ratio to the untuned), ttft_ms, tpot_ms, busy_pct,
+    bandwidth_pct, compute_pct, bound, startup_s; NaN where it was not measured."""
+    rows = []
+    for name in tuning.valid:
+        bound = [p for v in tuning.of(name) for p in v.record["bound"]]
+        for point in tuning.untuned.points or [0]:
+            here = [p for p in bound if p["point"] == point]
+            speed = metric_at(SPEED, point)
+            ratio = tuning.against(name, speed) if UNTUNED in tuning.valid else None
+            rows.append({"setting": name, "point": point, "speed": tuning.median(name, speed), "latency": tuning.median(name, metric_at(LATENCY, point)),
+                         "against": ratio.ratio if ratio else math.nan, "low": ratio.low if ratio else math.nan, "high": ratio.high if ratio else math.nan,
+                         "ttft_ms": tuning.median(name, metric_at("ttft_p50_ms", point)), "tpot_ms": tuning.median(name, metric_at("tpot_p50_ms", point)),
+                         **{key: _mean([p[key] for p in here]) for key in ("busy_pct", "bandwidth_pct", "compute_pct")},
+                         "bound": ", ".join(dict.fromkeys(p["bound"] for p in here)), "startup_s": tuning.median(name, "startup_s")})
+    return pd.DataFrame(rows)
+
+
+def roofs(points: pd.DataFrame) -> dict[str, list[tuple[float, float]]]:
+    """The two roofs in the plane of the picture, a place for each point of the sweep, (latency, speed).
+
+    A pass that reached a share s of a roof would at the roof take s of its time: all requests together, and each of
+    them, would be 1/s times as fast. Of the settings that one counts which the roof leaves most room, for it needs the
+    fewest bytes (or FLOPs) a token.
+
+    Args:
+        points: as `point_table`.
+
+    Returns:
+        By `bandwidth` and `compute`; empty where vLLM gave no estimates.
+    """
+    found = {}
+    for roof, share in zip(("bandwidth", "compute"), roofline.SHARES, strict=True):
+        column = points[share.replace("_roof", "")] / 100
+        at_roof = pd.DataFrame({"point": points.point, "latency": points.latency / column, "speed": points.speed / column})[column > 0]
+        best = at_roof.loc[at_roof.groupby("point").speed.idxmax()]
+        if len(best):
+            found[roof] = list(zip(best.latency, best.speed, strict=True))
+    return found
+
+
+def pareto(points: pd.DataFrame) -> list[tuple[str, int]]:
+    """The (setting, point) on the Pareto front, by rising speed of a request: nothing that was measured is faster for
+    all requests together and for each of them."""
+    front, highest = [], -math.inf
+    for row in points.sort_values(["latency", "speed"], ascending=False).itertuples():
+        if row.speed > highest:
+            highest = row.speed
+            front.append((row.setting, row.point))
+    return front[::-1]
+
+
+def verdict(tuning: Tuning) -> tuple[str, str]:
+    """Status of a tuning and the sentence that says what was found: IMPROVED, PASSED (nothing is faster) or INVALID."""
+    failed = [name for name in tuning.settings if tuning.problem(name)]
+    if UNTUNED in failed:
+        return "INVALID", f"{tuning.problem(UNTUNED)}: nothing to hold the settings against"
+    tried = [name for name in tuning.valid if name != UNTUNED]
+    if not tried:
+        return "INVALID", "; ".join(f"{name}: {tuning.problem(name)}" for name in failed) or "no setting was tried"
+    less = f"; {', '.join(failed)} failed" if failed else ""
+    speed, best = tuning.median(UNTUNED, tuning.headline), tuning.best
+    said = f"the untuned {speed:,.4g} tok/s in {tuning.headline}"
+    if best == UNTUNED:
+        nearest = max(tried, key=lambda name: tuning.against(name).ratio)
+        return "PASSED", f"nothing that was tried is certainly faster than {said}; the nearest is {nearest}, {interval(tuning.against(nearest))}{less}"
+    made_of = f" ({' + '.join(tuning.members)})" if best == COMBINED else ""
+    return "IMPROVED", f"{best}{made_of} is the fastest of {len(tried)} settings: {tuning.median(best, tuning.headline):,.4g} tok/s, {interval(tuning.against(best))} {said}{less}"
+
+
+def interval(a: Against) -> str:
+    """A comparison in words."""
+    return f"{a.ratio:.2f} times ({a.confidence * 100:.0f} % interval {a.low:.2f} to {a.high:.2f})"
+
+
+def notes(tuning: Tuning) -> list[str]:
+    """What a reader should know beside the verdict, a sentence each."""
+    found = [] if tuning.rounds > 1 else ["each setting was visited once: what differs between sessions is assumed to be 1 % and not seen; ROUNDS=2 sees it"]
+    measured = [v for v in tuning.visits if v.record]
+    drifts = {name.removesuffix("_s"): paired.drift(measured, name) for name in (measured[0].record["controls"] if measured else ())}
+    return found + paired.drift_notes(drifts, "settings that were visited at the two ends of it compare badly")
+
+
+def setting_table(tuning: Tuning) -> pd.DataFrame:
+    """A row for each setting: its name and what it changes."""
+    def changed(name: str, exam: Exam) -> str:
+        words = "\n".join(sweeps.text(*change) for change in sweeps.changes(tuning.untuned, exam).items())
+        return "the run as the sweep has it" if name == UNTUNED else f"{' + '.join(tuning.members)}:\n{words}" if name == COMBINED else words
+    return pd.DataFrame([{"setting": name, "changes": changed(name, exam)} for name, exam in tuning.settings.items()])
+
+
+def reading_table(tuning: Tuning, points: pd.DataFrame) -> pd.DataFrame:
+    """For reading: `point_table` with units in the heads, and a row for each setting without a result."""
+    device = "GPU" if any(v.record["machine"]["gpus"] for v in tuning.visits if v.record) else "CPU"
+    heads = {"setting": "setting", "point": "in flight", "speed": "output tok/s", "against": "× untuned", "interval": "interval", "ttft_ms": "TTFT p50, ms", "tpot_ms": "TPOT p50, ms",
+             "busy_pct": f"{device} busy, %", "bandwidth_pct": "bandwidth roof, %", "compute_pct": "compute roof, %", "startup_s": "start, s", "valid": "valid"}
+    failed = pd.DataFrame([{"setting": name, "valid": problem} for name in tuning.settings if (problem := tuning.problem(name))])
+    if len(points):
+        told = [f"{row.low:.2f} to {row.high:.2f}" if row.against == row.against and row.setting != UNTUNED else "" for row in points.itertuples()]
+        points = points.assign(interval=told, valid="yes", point=points.point.astype("Int64"), against=points.against.round(2))
+        for share in ("busy_pct", "bandwidth_pct", "compute_pct"):
+            points[share] = points[share].round(1)
+    return pd.concat([points, failed]).reindex(columns=list(heads)).rename(columns=heads)
+
+
+def roof_sentence(tuning: Tuning, points: pd.DataFrame) -> str:
+    """How far below the nearer roof the best setting is at the sweep's largest point, and what it is bound by there."""
+    here = points[(points.setting == (tuning.best if UNTUNED in tuning.valid else points.setting.iloc[0]))].iloc[-1]
+    shares = {roof: share for roof, share in (("bandwidth", here.bandwidth_pct), ("compute", here.compute_pct)) if share == share}
+    at = f"{here.setting}{f' at {here.point:,}' if here.point else ''}"
+    if not shares:
+        return f"{at} is {here.bound}; vLLM gave no estimate of its bytes and FLOPs, so there is no roof to draw."
+    roof = max(shares, key=lambda name: shares[name])
+    return f"{at} reaches {shares[roof]:.0f} % of the {roof} roof, the nearer one, and is {here.bound}."
+
+
+def visit_table(tuning: Tuning) -> pd.DataFrame:
+    """A row for each visit in its order: when it ended, the fastest of each control in ms, and its problem."""
+    return pd.DataFrame([
+        {"visit": v.name, "finished": v.record.get("finished"), **{f"{k.removesuffix('_s')}, ms": 1e3 * min(s) for k, s in v.record.get("controls", {}).items()},
+         "problem": v.problem or "none"} for v in tuning.visits])
+
+
+def result(tuning: Tuning, points: pd.DataFrame) -> dict[str, Any]:
+    """What goes into `result.json`; `points` as `point_table`."""
+    status, sentence = verdict(tuning)
+    return plain({
+        "schema_version": SCHEMA_VERSION, "run": tuning.run, "title": tuning.untuned.title, "status": status, "sentence": sentence, "started": tuning.started,
+        "finished": now(), "rounds": tuning.rounds, "headline": tuning.headline, "best": None if status == "INVALID" else tuning.best,
+        "params": tuning.untuned.model_dump(mode="json"),
+        "settings": {name: {"changes": [sweeps.text(*change) for change in sweeps.changes(tuning.untuned, exam).items()], "problem": tuning.problem(name),
+                            "members": tuning.members if name == COMBINED else []} for name, exam in tuning.settings.items()},
+        "points": points.to_dict("records"), "pareto": pareto(points) if len(points) else [], "roofs": roofs(points) if len(points) else {}, "notes": notes(tuning),
+        "visits": [{"name": v.name, "problem": v.problem, "finished": v.record.get("finished")} for v in tuning.visits]})
+
+
+def _mean(values: list[float | None]) -> float:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else math.nan
