@@ -37,12 +37,16 @@ def text(tuning: Tuning) -> str:
 def _head(tuning: Tuning, name: str) -> list[str]:
     """What was found, where and how, and how to take it."""
     best, headline, exam = tuning.best, tuning.headline, tuning.untuned
-    what = f"{best} ({' + '.join(tuning.members)})" if best == sweeps.COMBINED else best
+    tried = f"{len(tuning.valid) - 1} settings tried on {tuning.run}"
     untuned = f"the untuned {tuning.median(UNTUNED, headline):,.4g}"
-    found = f"{tuning.median(best, headline):,.4g} tok/s, {interval(tuning.against(best))} {untuned}" if best != UNTUNED else f"{untuned} tok/s: nothing that was tried is certainly faster"
+    if best == UNTUNED:
+        found = [f"# None of the {tried} is certainly faster than it was: this is the run as it was.", f"# {headline}: {untuned} tok/s."]
+    else:
+        members = f" ({' + '.join(tuning.members)})" if best == sweeps.COMBINED else ""
+        found = [f"# The fastest of the {tried}: {best}{members}.",
+                 f"# {headline}: {tuning.median(best, headline):,.4g} tok/s, {interval(tuning.against(best))} {untuned}."]
     machine = tuning.of(UNTUNED)[0].record["machine"]
-    return [f"# The best of {len(tuning.valid)} settings of {tuning.run}: {what}.",
-            f"# {headline}: {found}.",
+    return [*found,
             f"# {tuning.started[:10]}, {machine['platform']}, vLLM {_vllm(machine)}; {tuning.rounds} visit{'s' if tuning.rounds > 1 else ''} "
             f"of each setting, {exam.repetitions} repetition{'s' if exam.repetitions > 1 else ''} in each.",
             "# Behind a line: the settings that had it (kept: those that had another) against the untuned, with the interval.",
@@ -81,16 +85,12 @@ def _reason(tuning: Tuning, path: KeyPath, tried: list[tuple[str, Any]], line: K
     """What was measured of a key that was tried; said with the part of its path that its line does not say."""
     best, rest = sweeps.changes(tuning.untuned, tuning.settings[tuning.best]), ".".join(path[len(line):])
     if path in best:
-        said = "; ".join(f"{name} {_outcome(tuning, name)}" for name, value in [t for t in tried if t[1] == best[path]][:MOST_REASONS])
+        said = "; ".join(f"{name} {tuning.outcome(name)}" for name, value in [t for t in tried if t[1] == best[path]][:MOST_REASONS])
     else:
-        said = "; ".join(f"{_value(value)} ({name}) {_outcome(tuning, name)}" for name, value in tried[:MOST_REASONS])
+        said = "; ".join(f"{_value(value)} ({name}) {tuning.outcome(name)}" for name, value in tried[:MOST_REASONS])
     if not line:
         return f"#   {rest}: {said}"
     return ("" if path in best else "kept: ") + (f"{rest}: " if rest else "") + said
-
-
-def _outcome(tuning: Tuning, name: str) -> str:
-    return "failed" if tuning.problem(name) else tuning.against(name).brief
 
 
 def _value(value: Any) -> str:

@@ -14,6 +14,8 @@ from workbook.metrics import THROUGHPUT, headline, kind
 
 MOST_LINES = 400
 """Requests that a chart draws one by one: more than its height in pixels would only cover each other."""
+FAR_ROOF = 5
+"""A roof so many times above the nearest one would squeeze all that was measured into a corner of its picture."""
 
 matplotlib.style.use("petroff10")
 
@@ -103,33 +105,39 @@ def differences_by_pair(name: str, losses: list[float], low: float, high: float,
 
 def throughput_against_latency(points: pd.DataFrame, roofs: dict[str, list[tuple[float, float]]], front: list[tuple[str, int]], best: str) -> Figure:
     """What all requests get together against what each of them gets: a line a setting through the points of its sweep,
-    the Pareto front behind them, and the roofs above.
+    the Pareto front behind them, and the nearest roof above. A roof that is far above it is off the picture; the legend
+    says by how much each is above the fastest.
 
     Args:
         points: as `tuning.point_table`; the first setting is the untuned one.
         roofs, front: as `tuning.roofs` and `tuning.pareto`.
         best: the setting that is drawn thicker.
     """
-    figure, axes = _axes(9.0, 5.2)
+    figure, axes = _axes(10.0, 5.6)
     where = {(row.setting, row.point): (row.latency, row.speed) for row in points.itertuples()}
-    axes.plot(*zip(*(where[place] for place in front), strict=True), color="0.85", lw=9, solid_capstyle="round", zorder=1, label="Pareto front")
-    for (roof, places), style in zip(roofs.items(), ("--", ":")):
-        axes.plot(*zip(*places, strict=True), color="0.25", ls=style, lw=1.3, marker="_", ms=9, zorder=2, label=f"roof: {roof} of this machine")
+    axes.plot(*zip(*(where[place] for place in front), strict=True), color="0.87", lw=10, marker="o", ms=10, solid_capstyle="round", zorder=1, label="Pareto front")
     colours, markers = cycle([f"C{i}" for i in range(10)]), cycle("sDv^<>pPX*hd")
     for number, (setting, rows) in enumerate(points.groupby("setting", sort=False)):
         colour, marker = ("black", "o") if number == 0 else (next(colours), next(markers))
-        axes.plot(rows.latency, rows.speed, color=colour, marker=marker, ms=7 if setting == best else 5, lw=2.2 if setting == best else 1, zorder=4 if setting == best else 3,
-                  label=f"{setting}{' (best)' if setting == best else ''}")
+        thick = setting == best
+        axes.plot(rows.latency, rows.speed, color=colour, marker=marker, ms=8 if thick else 5, lw=2.2 if thick else 1, zorder=4 if thick else 3, label=setting + " (best)" * thick)
     for point, rows in points[points.point > 0].groupby("point"):
-        axes.annotate(f"{point:,} in flight", (rows.latency.min(), rows.speed.min()), xytext=(-4, -14), textcoords="offset points", ha="right", fontsize=8, color="0.35")
+        lowest = rows.loc[rows.speed.idxmin()]
+        axes.annotate(f"{point:,} in flight", (lowest.latency, lowest.speed), xytext=(0, -9), textcoords="offset points", ha="center", va="top", fontsize=8, color="0.35")
+    nearest = min((max(y for _, y in places) for places in roofs.values()), default=0)
+    for (roof, places), style in zip(roofs.items(), ("--", "-.")):
+        above, seen = max(y for _, y in places) / points.speed.max(), max(y for _, y in places) <= FAR_ROOF * nearest
+        axes.plot(*(zip(*places, strict=True) if seen else ([], [])), color="0.25", ls=style, lw=1.4, marker=".", zorder=2,
+                  label=f"{roof} roof, {above:,.1f} × the fastest{'' if seen else ' (off the picture)'}")
     for axis in (axes.xaxis, axes.yaxis):
         getattr(axes, f"set_{axis.axis_name}scale")("log")
-        axis.set_major_formatter(StrMethodFormatter("{x:,.4g}"))
-        axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
+        axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+    axes.margins(0.08, 0.1)
     axes.set_xlabel("output tok/s of a request, median (to the right: faster for each)")
     axes.set_ylabel("output tok/s of all requests (up: faster for all)")
     axes.set_title(f"Throughput against latency (n = {points.setting.nunique()} settings, medians over repetitions; up and to the right is better)", fontsize=10)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8, labelspacing=0.7)
     return figure
 
 

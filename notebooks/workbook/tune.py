@@ -64,7 +64,7 @@ def progress(found: Tuning, name: str) -> str:
 def combine(run: str) -> bool:
     """Plan the settings that help as one more, `combined`, if several do and go together; returns whether it is."""
     found = tuning.read(run)
-    names = tuning.helpful(found)
+    names = [name for name in found.faster if name != COMBINED]
     made = sweeps.combined(found.untuned, [found.settings[name] for name in names])
     if not made:
         return False

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbook import files, metrics, paired, params, paths, roofline, sweeps, verdicts
+from workbook import controls, files, metrics, paired, params, paths, roofline, sweeps, verdicts
 from workbook.errors import BadInput
 from workbook.paired import Visit
 from workbook.params import Exam
@@ -100,12 +100,35 @@ class Tuning:
         v = verdicts.judge(self.sessions(UNTUNED, name), self.sessions(setting, name), direction=metrics.kind(name).direction, delta=DELTA, margin=MARGIN)
         return Against(*(1 + verdicts.change(x, "higher") for x in (v.effect, v.high, v.low)), v.confidence, v.status)
 
+    def moved(self, setting: str) -> str:
+        """How the machine itself differed from the untuned run's visits, in words, where one of the controls lies outside
+        theirs by more than is tolerated, so that the speeds do not compare; else empty. Of several visits the middle counts."""
+        found = []
+        for name in self.of(UNTUNED)[0].record["controls"]:
+            known, now_s = ([float(np.median(v.record["controls"][name])) for v in self.of(which)] for which in (UNTUNED, setting))
+            now_s = float(np.median(now_s))
+            move = now_s / min(max(now_s, min(known)), max(known)) - 1
+            if abs(np.log1p(move)) > np.log1p(controls.TOLERANCE):
+                found.append(f"{name.removesuffix('_s')} {abs(move):.0%} {'slower' if move > 0 else 'faster'}")
+        return ", ".join(found)
+
+    @property
+    def faster(self) -> list[str]:
+        """The settings that are certainly faster than the untuned run, the fastest first: the machine was the same, and
+        even the lower end of the interval is above the margin."""
+        found = {name: self.against(name) for name in self.valid if UNTUNED in self.valid and name != UNTUNED and not self.moved(name)}
+        return sorted((name for name, a in found.items() if a.status == "IMPROVED"), key=lambda name: -found[name].ratio)
+
     @property
     def best(self) -> str:
-        """The setting with the highest headline of those that are certainly faster than the untuned run; `untuned`
-        where none is. Only settings that were measured count, `combined` too."""
-        faster = [name for name in self.valid if UNTUNED in self.valid and name != UNTUNED and self.against(name).status == "IMPROVED"]
-        return max(faster, key=lambda name: self.against(name).ratio, default=UNTUNED)
+        """The fastest setting; `untuned` where none is certainly faster. Only what was measured counts, `combined` too."""
+        return next(iter(self.faster), UNTUNED)
+
+    def outcome(self, setting: str) -> str:
+        """How a setting did against the untuned run, in a few words."""
+        if self.problem(setting):
+            return "failed"
+        return self.against(setting).brief + (f" on another machine ({moved})" if (moved := self.moved(setting)) else "")
 
 
 def metric_at(name: str, point: int) -> str:
@@ -151,14 +174,6 @@ def read(run: str) -> Tuning:
             first = next((v for v in visits if v.record), None)
             visits.append(paired.read_visit(folder / "visits" / name, run, first))
     return Tuning(run, plan["started"], plan["rounds"], settings, plan["members"], visits)
-
-
-def helpful(tuning: Tuning) -> list[str]:
-    """The settings that are certainly faster than the untuned run, the fastest first."""
-    if UNTUNED not in tuning.valid:
-        return []
-    found = {name: tuning.against(name) for name in tuning.valid if name not in (UNTUNED, COMBINED)}
-    return sorted((name for name, a in found.items() if a.status == "IMPROVED"), key=lambda name: -found[name].ratio)
 
 
 def point_table(tuning: Tuning) -> pd.DataFrame:
@@ -242,6 +257,10 @@ def notes(tuning: Tuning) -> list[str]:
     found = [] if tuning.rounds > 1 else ["each setting was visited once: what differs between sessions is assumed to be 1 % and not seen; ROUNDS=2 sees it"]
     measured = [v for v in tuning.visits if v.record]
     drifts = {name.removesuffix("_s"): paired.drift(measured, name) for name in (measured[0].record["controls"] if measured else ())}
+    moved = {name: how for name in tuning.valid if UNTUNED in tuning.valid and (how := tuning.moved(name))}
+    if moved:
+        found.append(f"the fixed work ran at another speed than beside the untuned run ({'; '.join(f'{name}: {how}' for name, how in moved.items())}): "
+                     "whatever their ratios are, these are not called faster")
     return found + paired.drift_notes(drifts, "settings that were visited at the two ends of it compare badly")
 
 
@@ -254,16 +273,21 @@ def setting_table(tuning: Tuning) -> pd.DataFrame:
 
 
 def reading_table(tuning: Tuning, points: pd.DataFrame) -> pd.DataFrame:
-    """For reading: `point_table` with units in the heads, and a row for each setting without a result."""
+    """For reading: `point_table` with units in the heads, what holds for a whole setting in its first row, and a row for
+    each setting without a result."""
     device = "GPU" if any(v.record["machine"]["gpus"] for v in tuning.visits if v.record) else "CPU"
     heads = {"setting": "setting", "point": "in flight", "speed": "output tok/s", "against": "× untuned", "interval": "interval", "ttft_ms": "TTFT p50, ms", "tpot_ms": "TPOT p50, ms",
              "busy_pct": f"{device} busy, %", "bandwidth_pct": "bandwidth roof, %", "compute_pct": "compute roof, %", "startup_s": "start, s", "valid": "valid"}
     failed = pd.DataFrame([{"setting": name, "valid": problem} for name in tuning.settings if (problem := tuning.problem(name))])
     if len(points):
-        told = [f"{row.low:.2f} to {row.high:.2f}" if row.against == row.against and row.setting != UNTUNED else "" for row in points.itertuples()]
-        points = points.assign(interval=told, valid="yes", point=points.point.astype("Int64"), against=points.against.round(2))
+        told = [f"{row.low:.2f}–{row.high:.2f}" if row.against == row.against and row.setting != UNTUNED else "" for row in points.itertuples()]
+        other = {name: f"yes, but on another machine: {how}" for name in tuning.valid if UNTUNED in tuning.valid and (how := tuning.moved(name))}
+        points = points.assign(interval=told, valid=[other.get(name, "yes") for name in points.setting], point=points.point.astype("Int64"), against=points.against.round(2))
         for share in ("busy_pct", "bandwidth_pct", "compute_pct"):
             points[share] = points[share].round(1)
+        again = points.setting.duplicated()
+        points.loc[again, ["setting", "valid"]] = ""
+        points.loc[again, "startup_s"] = math.nan
     return pd.concat([points, failed]).reindex(columns=list(heads)).rename(columns=heads)
 
 
