@@ -116,11 +116,12 @@ def throughput_against_latency(points: pd.DataFrame, roofs: dict[str, list[tuple
     figure, axes = _axes(10.0, 5.6)
     where = {(row.setting, row.point): (row.latency, row.speed) for row in points.itertuples()}
     axes.plot(*zip(*(where[place] for place in front), strict=True), color="0.87", lw=10, marker="o", ms=10, solid_capstyle="round", zorder=1, label="Pareto front")
-    colours, markers = cycle([f"C{i}" for i in range(10)]), cycle("sDv^<>pPX*hd")
+    colours, markers = cycle([f"C{i}" for i in range(10)]), cycle("sDv^<>pPXhd")
     for number, (setting, rows) in enumerate(points.groupby("setting", sort=False)):
-        colour, marker = ("black", "o") if number == 0 else (next(colours), next(markers))
         thick = setting == best
-        axes.plot(rows.latency, rows.speed, color=colour, marker=marker, ms=8 if thick else 5, lw=2.2 if thick else 1, zorder=4 if thick else 3, label=setting + " (best)" * thick)
+        # There are more settings than colours: the two that matter have one of their own.
+        colour, marker = ("black", "o") if number == 0 else ("crimson", "*") if thick else (next(colours), next(markers))
+        axes.plot(rows.latency, rows.speed, color=colour, marker=marker, ms=11 if thick else 5, lw=2.2 if thick else 1, zorder=4 if thick else 3, label=setting + " (best)" * thick)
     for point, rows in points[points.point > 0].groupby("point"):
         lowest = rows.loc[rows.speed.idxmin()]
         axes.annotate(f"{point:,} in flight", (lowest.latency, lowest.speed), xytext=(0, -9), textcoords="offset points", ha="center", va="top", fontsize=8, color="0.35")

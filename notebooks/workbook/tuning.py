@@ -277,10 +277,11 @@ def reading_table(tuning: Tuning, points: pd.DataFrame) -> pd.DataFrame:
     each setting without a result."""
     device = "GPU" if any(v.record["machine"]["gpus"] for v in tuning.visits if v.record) else "CPU"
     heads = {"setting": "setting", "point": "in flight", "speed": "output tok/s", "against": "× untuned", "interval": "interval", "ttft_ms": "TTFT p50, ms", "tpot_ms": "TPOT p50, ms",
-             "busy_pct": f"{device} busy, %", "bandwidth_pct": "bandwidth roof, %", "compute_pct": "compute roof, %", "startup_s": "start, s", "valid": "valid"}
+             "busy_pct": f"{device} busy, %", "bandwidth_pct": "% of bandwidth", "compute_pct": "% of compute", "startup_s": "start, s", "valid": "valid"}
     failed = pd.DataFrame([{"setting": name, "valid": problem} for name in tuning.settings if (problem := tuning.problem(name))])
     if len(points):
-        told = [f"{row.low:.2f}–{row.high:.2f}" if row.against == row.against and row.setting != UNTUNED else "" for row in points.itertuples()]
+        # The word joiners keep an interval on one line.
+        told = [f"{row.low:.2f}\u2060–\u2060{row.high:.2f}" if row.against == row.against and row.setting != UNTUNED else "" for row in points.itertuples()]
         other = {name: f"yes, but on another machine: {how}" for name in tuning.valid if UNTUNED in tuning.valid and (how := tuning.moved(name))}
         points = points.assign(interval=told, valid=[other.get(name, "yes") for name in points.setting], point=points.point.astype("Int64"), against=points.against.round(2))
         for share in ("busy_pct", "bandwidth_pct", "compute_pct"):
