@@ -123,8 +123,8 @@ def throughput_against_latency(points: pd.DataFrame, roofs: dict[str, list[tuple
         colour, marker = ("black", "o") if number == 0 else ("crimson", "*") if thick else (next(colours), next(markers))
         axes.plot(rows.latency, rows.speed, color=colour, marker=marker, ms=11 if thick else 5, lw=2.2 if thick else 1, zorder=4 if thick else 3, label=setting + " (best)" * thick)
     for point, rows in points[points.point > 0].groupby("point"):
-        lowest = rows.loc[rows.speed.idxmin()]
-        axes.annotate(f"{point:,} in flight", (lowest.latency, lowest.speed), xytext=(0, -9), textcoords="offset points", ha="center", va="top", fontsize=8, color="0.35")
+        slowest = rows.loc[rows.latency.idxmin()]
+        axes.annotate(f"{point:,} in flight", (slowest.latency, slowest.speed), xytext=(-8, 0), textcoords="offset points", ha="right", va="center", fontsize=8, color="0.35")
     nearest = min((max(y for _, y in places) for places in roofs.values()), default=0)
     for (roof, places), style in zip(roofs.items(), ("--", "-.")):
         above, seen = max(y for _, y in places) / points.speed.max(), max(y for _, y in places) <= FAR_ROOF * nearest
@@ -134,11 +134,11 @@ def throughput_against_latency(points: pd.DataFrame, roofs: dict[str, list[tuple
         getattr(axes, f"set_{axis.axis_name}scale")("log")
         axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
-    axes.margins(0.08, 0.1)
+    axes.margins(0.14, 0.1)
     axes.set_xlabel("output tok/s of a request, median (to the right: faster for each)")
     axes.set_ylabel("output tok/s of all requests (up: faster for all)")
     axes.set_title(f"Throughput against latency (n = {points.setting.nunique()} settings, medians over repetitions; up and to the right is better)", fontsize=10)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8, labelspacing=0.7)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8, labelspacing=0.7, handlelength=3.2)
     return figure
 
 

@@ -230,7 +230,8 @@ def pareto(points: pd.DataFrame) -> list[tuple[str, int]]:
 
 
 def verdict(tuning: Tuning) -> tuple[str, str]:
-    """Status of a tuning and the sentence that says what was found: IMPROVED, PASSED (nothing is faster) or INVALID."""
+    """Status of a tuning and the sentence that says what was found: IMPROVED, PASSED (nothing is faster), INCONCLUSIVE
+    (nor can it be said, on a machine that changed) or INVALID."""
     failed = [name for name in tuning.settings if tuning.problem(name)]
     if UNTUNED in failed:
         return "INVALID", f"{tuning.problem(UNTUNED)}: nothing to hold the settings against"
@@ -242,7 +243,10 @@ def verdict(tuning: Tuning) -> tuple[str, str]:
     said = f"the untuned {speed:,.4g} tok/s in {tuning.headline}"
     if best == UNTUNED:
         nearest = max(tried, key=lambda name: tuning.against(name).ratio)
-        return "PASSED", f"nothing that was tried is certainly faster than {said}; the nearest is {nearest}, {interval(tuning.against(nearest))}{less}"
+        less = f"; the nearest is {nearest}, {interval(tuning.against(nearest))}{less}"
+        if moved := [name for name in tried if tuning.moved(name)]:
+            return "INCONCLUSIVE", f"the machine itself ran at another speed beside {len(moved)} of {len(tried)} settings than beside the untuned run, and none can be called faster than {said}{less}"
+        return "PASSED", f"nothing that was tried is certainly faster than {said}{less}"
     made_of = f" ({' + '.join(tuning.members)})" if best == COMBINED else ""
     return "IMPROVED", f"{best}{made_of} is the fastest of {len(tried)} settings: {tuning.median(best, tuning.headline):,.4g} tok/s, {interval(tuning.against(best))} {said}{less}"
 
@@ -282,8 +286,8 @@ def reading_table(tuning: Tuning, points: pd.DataFrame) -> pd.DataFrame:
     if len(points):
         # The word joiners keep an interval on one line.
         told = [f"{row.low:.2f}\u2060–\u2060{row.high:.2f}" if row.against == row.against and row.setting != UNTUNED else "" for row in points.itertuples()]
-        other = {name: f"yes, but on another machine: {how}" for name in tuning.valid if UNTUNED in tuning.valid and (how := tuning.moved(name))}
-        points = points.assign(interval=told, valid=[other.get(name, "yes") for name in points.setting], point=points.point.astype("Int64"), against=points.against.round(2))
+        other = [name for name in tuning.valid if UNTUNED in tuning.valid and tuning.moved(name)]
+        points = points.assign(interval=told, valid=["yes, machine changed" if name in other else "yes" for name in points.setting], point=points.point.astype("Int64"), against=points.against.round(2))
         for share in ("busy_pct", "bandwidth_pct", "compute_pct"):
             points[share] = points[share].round(1)
         again = points.setting.duplicated()
