@@ -22,6 +22,11 @@ NO_GOLD = ("sharegpt", "random")
 """Subjects without right answers."""
 FROM_FILE = ("gsm8k", "jsonl", "sharegpt")
 """Subjects that can be read from a file of the user's."""
+CEILINGS = {"empty": 0.1, "cut_off": 0.9, "loop": 0.5, "one_token": 0.1, "invalid_utf8": 0.1, "special_tokens": 0.1, "identical": 0.9}
+"""Rates of `degeneration` above which a run is INVALID. Of 160 answers to `smoke` SmolLM2-135M cuts off 17 % and has none of the
+others; with random weights or at temperature 5 it is 100 % cut off and 24 to 28 % broken bytes, random and greedy 63 % in a
+loop, and samples drawn greedily are identical in 100 % of the questions (tests/bench/degenerate_rates.py). A greedy base model
+may loop in more than half of its long answers (73 % of GPT-2's, Holtzman et al. 2020): such an exam says so in `ceilings`."""
 
 
 class Section(BaseModel):
@@ -95,6 +100,7 @@ class Exam(Section):
     repetitions: int = Field(3, ge=1, description="measured repetitions of the load in a session")
     warmup: int | Literal["auto"] = Field("auto", description="unmeasured passes first: so many, or `auto`: until the output tok/s of two in a row agree within 2 %, at most 5")
     scorers: list[Literal["numeric", "verl_strict", "verl_flexible", "lm_eval_strict", "lm_eval_flexible"]] = Field([], description="how answers are judged; the first one counts, the others are shown beside it")
+    ceilings: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field({}, description="share of the answers above which a run is INVALID, where it is not the default's: " + ", ".join(f"`{name}` {share:g}" for name, share in CEILINGS.items()))
     slo: Slo = Field(Slo(), description="limits of a good request, for goodput: `ttft_ms`, `tpot_ms`, `e2e_ms`; 0: none")
     gates: dict[str, Gate] = Field({}, description="metric (`metric@point` in a sweep): how much worse it may get")
     requires: Requires = Field(Requires(), description="what the machine must have; `device` any, cpu or gpu, `gpus` at least")
@@ -191,6 +197,9 @@ class Exam(Section):
         # Imported here: the metrics bring pandas, which reading a params file must not wait for.
         from workbook.metrics import METRICS, THROUGHPUT
         known = [f"{name}@{size}" if size and not metric.once else name for name, metric in METRICS.items() for size in self.points or [0]]
+        for name in self.ceilings:
+            if name not in CEILINGS:
+                yield f"key 'ceilings' names the rate '{name}'; expected one of {', '.join(CEILINGS)}{nearest(name, list(CEILINGS))}"
         for name in self.gates:
             if name not in known:
                 what = f"measured at a point of the sweep, such as '{THROUGHPUT}@{self.points[-1]}'" if self.points else "that is measured"
@@ -207,6 +216,11 @@ class Exam(Section):
         if self.load == "closed":
             return len(self.points) * self.num_prompts * self.n
         return sum(self.points) or self.num_prompts * self.n
+
+    @property
+    def free_to_stop(self) -> bool:
+        """Whether real weights end their answers where they like, so that what these look like says something."""
+        return self.weights == "auto" and not self.ignore_eos
 
     @property
     def own_weights(self) -> bool:

@@ -37,9 +37,18 @@ class Tokenizer:
         """Token ids of each text; `special`: with those that the tokenizer itself puts around a text."""
         return [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=special)]
 
+    def special(self) -> dict[int, str]:
+        """Text of the ids with a meaning of their own (end of text, roles)."""
+        return {number: token.content for number, token in self._backend.get_added_tokens_decoder().items() if token.special}
+
+    def ends(self) -> set[int]:
+        """Those of them that the folder names as end, beginning, padding or unknown: what no answer has in its middle."""
+        named = {_content(v) for k, v in self._config.items() if k.endswith("_token") and v and not isinstance(v, bool)}
+        return {number for number, text in self.special().items() if text in named}
+
     def special_ids(self) -> set[int]:
-        """Ids with a meaning of their own (end of text, roles)."""
-        return {number for number, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        """All of them."""
+        return set(self.special())
 
     def chat(self, text: str) -> str:
         """A user's message in the model's chat template, up to where the answer begins.
