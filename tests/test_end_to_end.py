@@ -13,6 +13,8 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 
+import broken_models
+import faulty_engine
 import nbformat
 import numpy as np
 import pandas as pd
@@ -136,6 +138,9 @@ def test_the_same_again_passes(place, blessed):
     assert found["drift"]["status"] == "PASSED" and found["accuracy"]["status"] == "PASSED"
     assert found["status"] in ("PASSED", "INCONCLUSIVE", "IMPROVED") and done.returncode == 0, done.stderr
     assert found["golden"]["blessing"]["reason"] == "the first one"
+    assert found["answers"]["rates"]["status"] == found["answers"]["lengths"]["status"] == "PASSED" and found["answers"]["parting"] is None
+    page = (place / "reports" / "runs" / "tiny" / "compare.html").read_text()
+    assert "The answers, and the golden" in page and "cut_off" in page
     assert list((place / "reports" / "history" / "tiny").glob("*/requests.parquet"))
 
 
@@ -159,6 +164,40 @@ def test_a_regression_is_confirmed_by_a_fresh_engine(place, blessed):
     assert psutil.Process().children(recursive=True) == []
 
 
+@pytest.mark.parametrize("faults, said", [
+    ({"temperature": 5.0}, r"24 of 24 answers are cut off before the model stops \(100%\); the ceiling of 'cut_off' is 90%"),
+    ({"max_tokens": 3}, r"\d+ answers were cut off before the limit that was asked for .*; \d+ of 24 answers are cut off before the model stops \(.*\); the ceiling of 'cut_off' is 90%"),
+    ({"temperature": 0.0}, r"all samples are the same for 12 of 12 questions \(100%\); the ceiling of 'identical' is 90%")])
+def test_an_engine_that_does_other_than_it_is_asked(place, blessed, tmp_path, faults, said):
+    """The faults are inside vLLM, so that parameters and key are the golden's."""
+    own = env(place)
+    given = faulty_engine.installed(tmp_path, **faults)
+    given["PYTHONPATH"] += os.pathsep + own["PYTHONPATH"]
+    done = subprocess.run(command("run", "tiny", "--set", "repetitions=1 warmup=0"), env=own | given, capture_output=True, text=True, timeout=500)
+    found = result(place)
+    assert (done.returncode, found["status"]) == (2, "INVALID"), done.stderr
+    assert re.search(said, found["sentence"]), found["sentence"]
+    assert found["golden"]["blessing"]["reason"] == "the first one"
+
+
+def test_random_weights_are_caught(place, blessed, tmp_path):
+    """A checkpoint of the same shapes that nobody trained arrives in full and at full speed."""
+    broken = broken_models.random_weights(embedded.prepare(), tmp_path / "random")
+    done = call(place, "run", "tiny", "--model", str(broken), "--set", "repetitions=1 warmup=0")
+    found = result(place)
+    assert (done.returncode, found["status"], found["drift"]["status"]) == (2, "INVALID", "REGRESSED"), done.stderr
+    assert "the weights look random: plain English has a mean log-probability of -1" in found["sentence"]
+    assert found["validity"]["arrived"] == found["validity"]["expected"]
+
+
+def test_few_tokens_openly_set_are_caught_without_a_golden(place, blessed):
+    """Another max_tokens is other work, so that no golden applies: the ceiling does."""
+    done = call(place, "run", "tiny", "--set", "max_tokens=3 repetitions=1 warmup=0")
+    found = result(place)
+    assert (done.returncode, found["status"], found["golden"]) == (2, "INVALID", None), done.stderr
+    assert "the ceiling of 'cut_off' is 90%" in found["sentence"]
+
+
 def test_other_weights_are_caught(place, blessed, tmp_path):
     """The same model with noise on one layer, under the old golden: MODEL= is the everyday case."""
     import torch
@@ -174,6 +213,27 @@ def test_other_weights_are_caught(place, blessed, tmp_path):
     found = result(place)
     assert (done.returncode, found["status"], found["drift"]["status"]) == (1, "REGRESSED", "REGRESSED"), done.stderr
     assert "log-probabilities of the golden's answers moved" in found["sentence"]
+
+
+def test_greedy_answers_that_are_none(place, tmp_path):
+    """Recorded sessions read the first one's sequences again; a sampler that samples is seen where greedy answers part from them."""
+    (place / "params" / "greedy.yaml").write_text(TINY.replace("run: tiny", "run: greedy").replace("n: 2\ntemperature: 0.7", "temperature: 0"))
+    own = env(place) | {"GIT_DIR": str(tmp_path / "nowhere")}  # changes to this checkout do not matter here
+    quick = ("--set", "repetitions=1 warmup=0")
+    done = subprocess.run(command("record", "greedy", "--sessions", "2", *quick), env=own, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    golden = goldens.read(place / "reports" / "candidates" / "greedy.json")
+    assert len(golden.self_drift) == 1 and golden.self_drift[0] < 1e-3, "the same weights read the same sequences"
+    assert golden.parted == (0, sum(len(s.token_ids) for s in golden.sequences)) and golden.rates["empty"] == (0, 24)
+    golden.blessing = goldens.Blessing(by="somebody", when=golden.recorded[0], reason="greedy")
+    goldens.write(place / "goldens" / golden.key.platform / "greedy.json", golden)
+    given = faulty_engine.installed(tmp_path / "plugin", temperature=1.0, top_k=20)
+    given["PYTHONPATH"] += os.pathsep + own["PYTHONPATH"]
+    done = subprocess.run(command("run", "greedy", *quick), env=own | given, capture_output=True, text=True, timeout=500)
+    (place / "params" / "greedy.yaml").unlink()
+    found = result(place, "greedy")
+    assert (done.returncode, found["status"], found["drift"]["status"]) == (1, "REGRESSED", "PASSED"), done.stderr
+    assert re.search(r"\d+ of 12 greedy answers part from the golden's, one in \d+ tokens; in its own sessions one in more than \d+", found["sentence"])
 
 
 def test_an_engine_killed_in_the_middle(place, blessed):

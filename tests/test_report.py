@@ -78,6 +78,16 @@ def test_a_sweep_is_drawn_over_its_points():
     assert len(plots.sweep({k: v | {"golden_sessions": None} for k, v in table.items()}).axes[0].get_legend().get_texts()) == 1
 
 
+def test_charts_of_the_answers():
+    axes = plots.pass_at_k([0.3, 0.5, 0.6], [0.35, 0.5, 0.65]).axes[0]
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[35, 50, 65], [30, 50, 60]] and len(axes.get_legend().get_texts()) == 2
+    assert len(plots.pass_at_k([0.3, 0.5], None).axes[0].lines) == 1
+    lengths = np.array([[3, 4], [48, 48]])
+    axes = plots.answer_lengths(lengths, lengths[:1]).axes[0]
+    assert axes.get_title() == "Length of the answers (n = 4)" and [t.get_text() for t in axes.get_legend().get_texts()] == ["golden, mean 3.5", "this run, mean 25.8"]
+    assert plots.answer_lengths(np.full((2, 2), 1), None).axes[0].get_xlabel() == "output tokens"
+
+
 def test_a_chain_of_goldens_is_drawn_with_the_present_run():
     points = [("2026-01-01T00:00:00+00:00", 100.0), ("2026-02-01T00:00:00+00:00", 98.0)]
     figure = plots.golden_history("a", "output_tok_s@8", "tok/s", points, 97.0)

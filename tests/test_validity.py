@@ -32,6 +32,8 @@ def test_a_complete_session_has_no_problem():
     (rows(), {"disturbed": ["GPU 0 was slowed down while measuring: hardware slowdown in 12% of the samples"]},
      "GPU 0 was slowed down while measuring: hardware slowdown in 12% of the samples"),
     (rows(), {"cached": 640.0}, "640 prompt tokens came from the prefix cache, so a repetition was fed by the one before; expected enable_prefix_caching: false"),
+    (rows(finish_reason="length", output_tokens=[8, 8, 8, 3]), {}, "1 answers were cut off before the limit that was asked for (is the engine's window smaller than the exam's?)"),
+    (rows(), {"worthless": ["the weights look random"]}, "the weights look random"),
     (rows(), {"logprobs": [[-0.1, None]]}, "the model gives 1 log-probabilities that are not finite numbers"),
     (rows(finish_reason="length", output_tokens=[8, 8, 8, 5]), {"exam": EXAM.model_copy(update={"ignore_eos": True})},
      "1 answers are shorter than asked for although end-of-sequence is ignored (is max_model_len too small?)"),

@@ -86,7 +86,7 @@ def compare(golden: np.ndarray, new: np.ndarray) -> Drop:
     before, after = golden.mean(axis=1), new.mean(axis=1)
     drop = float(before.mean() - after.mean())
     single = golden.shape[1] == new.shape[1] == 1
-    p, alpha = (_mcnemar(golden[:, 0], new[:, 0]), ALPHA) if single else (_sign_flip(golden, new), ALPHA_SAMPLED)
+    p, alpha = (_mcnemar(golden[:, 0], new[:, 0]), ALPHA) if single else (sign_flip(differences(golden.sum(axis=1), golden.shape[1], new.sum(axis=1), new.shape[1])), ALPHA_SAMPLED)
     if not LOWEST <= before.mean() <= HIGHEST:
         sentence = f"not gated: the golden's accuracy {before.mean():.0%} is outside {LOWEST:.0%} to {HIGHEST:.0%}, where a change shows"
         return Drop("PASSED", drop, p, sentence)
@@ -100,12 +100,16 @@ def _mcnemar(golden: np.ndarray, new: np.ndarray) -> float:
     return float(stats.binomtest(lost, lost + gained, alternative="greater").pvalue) if lost + gained else 1.0
 
 
-def _sign_flip(golden: np.ndarray, new: np.ndarray) -> float:
+def differences(before: np.ndarray, of_before: int, after: np.ndarray, of_after: int) -> np.ndarray:
+    """Each question's fall, in whole numbers: of counts of so many samples each, scaled to as many on both sides."""
+    scale = math.lcm(of_before, of_after)
+    return before * (scale // of_before) - after * (scale // of_after)
+
+
+def sign_flip(lost: np.ndarray) -> float:
     """Probability of a fall of the mean as large as this if each question's difference were as likely to have the other
-    sign (Fisher's randomisation test), exact: the differences are whole numbers once scaled, those of one size flip as
+    sign (Fisher's randomisation test), exact: the differences are whole numbers, those of one size flip as
     a binomial, and the sum over sizes is a convolution."""
-    scale = math.lcm(golden.shape[1], new.shape[1])
-    lost = golden.sum(axis=1) * (scale // golden.shape[1]) - new.sum(axis=1) * (scale // new.shape[1])
     sizes, counts = np.unique(np.abs(lost[lost != 0]), return_counts=True)
     chances = np.ones(1)
     for size, count in zip(sizes, counts, strict=True):

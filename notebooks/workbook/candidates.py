@@ -11,7 +11,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from scipy import stats
 
-from workbook import accuracy, controls, exams, goldens, metrics, paths, results, runs, verdicts
+from workbook import accuracy, controls, exams, goldens, metrics, paths, quality, results, runs, verdicts
 from workbook.errors import BadInput
 from workbook.goldens import Anchor, Blessed, Blessing, Golden
 from workbook.params import Exam, Gate, nearest
@@ -207,10 +207,11 @@ def _replace(candidate: Golden, exam: Exam, reason: str, by: str, accept: bool, 
     comparable = golden if golden and golden.key == candidate.key else None
     names, anchor = watched(exam, candidate), comparable and comparable.anchor
     found = changes(candidate, comparable, anchor, names)
-    right = _accuracy(candidate, comparable)
-    tell("\n".join(_report(candidate, golden, comparable, unread) + [table(found, anchor)] + ([right.sentence] if right else [])))
+    right, worse = _accuracy(candidate, comparable), _worse_answers(candidate, comparable)
+    tell("\n".join(_report(candidate, golden, comparable, unread) + [table(found, anchor)] + ([right.sentence] if right else []) + worse))
     losses = [f"{c.metric} {_percent(c.shift)}" for c in found if c.status == "REGRESSED"]
     losses += [f"accuracy {right.sentence}"] if right and right.status == "REGRESSED" else []
+    losses += worse
     losses += [f"the golden there cannot be read, so a loss would not show ({unread})"] if unread else []
     if losses and not accept:
         raise BadInput(f"run '{candidate.run}' is not blessed: {'; '.join(losses)}; expected no loss, or ACCEPT_REGRESSION=1 where it is meant to stay")
@@ -238,6 +239,12 @@ def _accuracy(candidate: Golden, golden: Golden | None) -> accuracy.Drop | None:
     if not (golden and golden.correct and candidate.correct):
         return None
     return accuracy.compare(np.array(golden.correct, dtype=bool), np.array(candidate.correct, dtype=bool))
+
+
+def _worse_answers(candidate: Golden, golden: Golden | None) -> list[str]:
+    """Rates of degeneration that rose, and lengths that moved, a sentence each."""
+    lengths = candidate.lengths and quality.judge_lengths(np.array(candidate.lengths), golden)
+    return [found["sentence"] for found in (quality.judge_rates(quality.tallies(candidate), golden), lengths) if found and found["status"] == "REGRESSED"]
 
 
 def _report(candidate: Golden, golden: Golden | None, comparable: Golden | None, unread: str) -> list[str]:

@@ -59,7 +59,8 @@ def table(frame: pd.DataFrame, caption: str = "") -> str:
     body = "".join("<tr>" + "".join(f'<td style="text-align:{"right" if c in numeric else "left"};padding:.2em .8em;white-space:pre-wrap">{html.escape(shown(v))}</td>'
                                     for c, v in zip(frame.columns, row, strict=True)) + "</tr>" for row in frame.itertuples(index=False))
     title = f'<caption style="text-align:left;font-weight:600;padding:.4em .8em">{html.escape(caption)}</caption>' if caption else ""
-    return f'<table style="border-collapse:collapse">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    # A text with dollar signs is no formula for JupyterLab's MathJax.
+    return f'<table class="tex2jax_ignore mathjax_ignore" style="border-collapse:collapse">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def pairs(values: dict[str, Any], caption: str = "") -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from workbook import accuracy, files, goldens, metrics, paths, results, verdicts
+from workbook import accuracy, drift, files, goldens, metrics, paths, quality, results, verdicts
 from workbook.errors import BadInput
 from workbook.params import Exam, Gate
 
@@ -51,7 +51,9 @@ def compare(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> tup
     if a.correct is not None and b.correct is not None:
         drop = accuracy.compare(np.array(a.correct, dtype=bool), np.array(b.correct, dtype=bool))
         parts.append((drop.status, f"accuracy {np.mean(b.correct):.1%}, {drop.sentence}"))
-    if a.sequences and [s.token_ids for s in a.sequences] == [s.token_ids for s in b.sequences]:
+    lengths = b.lengths and quality.judge_lengths(np.array(b.lengths), a)
+    parts += [(found["status"], found["sentence"]) for found in (quality.judge_rates(quality.tallies(b), a), lengths) if found and found["status"] != "NO_GOLDEN"]
+    if a.sequences and drift.same(a.sequences, b.sequences):
         moved = results.judge_drift(a, [s.logprobs for s in b.sequences])
         parts.append((moved["status"], moved["sentence"]))
     return [f"{status}: {sentence}" for status, sentence in parts], _medians(a, b), verdicts.overall([status for status, _ in parts])

@@ -13,8 +13,8 @@ from workbook.errors import BadInput
 if TYPE_CHECKING:
     import pandas
 
-# Numbers, true, false and null only: no quotes, so nothing inside a text is touched.
-_FLAT_LIST = re.compile(r"\[\s[-+.\w\s,]*\]")
+# Numbers, true, false, null, and texts of one short word: no text has a line's end in it, so nothing inside one is touched.
+_FLAT_LIST = re.compile(r'\[\n(?:[-+.\w\s,]|"[-+.\w]{0,40}")*\]')
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from workbook import distributions, files, metrics, paths, platforms
+from workbook import degeneration, distributions, drift, files, metrics, params, paths, platforms
 from workbook.errors import BadInput
 
 SCHEMA_VERSION = 2
@@ -97,6 +97,18 @@ class Golden(Part):
     sessions: list[Session]
     requests: dict[str, list[list[float]]] = {}
     """Quantiles of the requests of each session, as `distributions.quantiles`; goldens from before have none."""
+    rates: dict[str, tuple[int, int]] = {}
+    """Answers (of `identical`: questions) with each sign of `degeneration`, and of how many, over all sessions."""
+    signs: dict[str, list[int]] = {}
+    """The same counts by question."""
+    stated: list[list[str]] | None = None
+    """The final answers that were stated (`answers.label`), by question and sample, as `correct`."""
+    lengths: list[list[int]] | None = None
+    """Output tokens of each answer, likewise."""
+    self_drift: list[float] = []
+    """How far each later session read the sequences from the first one: `drift.Drift.p99`."""
+    parted: tuple[int, int] | None = None
+    """Greedy answers of the sessions that parted from the sequences, and tokens read until then: `drift.parted`."""
     blessing: Blessing | None = None
     anchor: Anchor | None = None
     history: list[Blessed] = []
@@ -167,31 +179,39 @@ def key_of(record: dict[str, Any]) -> Key:
     return Key(work=record["work_sha256"], prompts=record["prompts_sha256"], platform=record["machine"]["platform"])
 
 
-def session_of(record: dict[str, Any], by_repetition: pd.DataFrame,
-               scores: pd.DataFrame | None, sequences: list[dict], requests: pd.DataFrame | None = None) -> Golden:
+def session_of(record: dict[str, Any], by_repetition: pd.DataFrame, scores: pd.DataFrame | None, sequences: list[dict],
+               requests: pd.DataFrame | None = None, parted: tuple[int, int] | None = None) -> Golden:
     """A golden made of one session, to be merged with others.
 
     Args:
         record: the session's `run.json`.
         by_repetition: a row per repetition, a column per metric.
-        scores: rows of `scores.parquet` with prompt_id, sample and correct; None without a scorer.
+        scores: rows of `scores.parquet` with prompt_id, sample and, as far as there are any, correct, stated and signs;
+            None where nothing was judged.
         sequences: golden token sequences with their log-probabilities.
-        requests: rows of `requests.parquet`, of which the distributions are kept.
+        requests: rows of `requests.parquet`, of which the distributions are kept, and the lengths of the judged answers.
+        parted: what `drift.parted` found, where the sequences are not the session's own answers.
     """
+    judged = pd.DataFrame(columns=["prompt_id", "sample"]) if scores is None else scores
+    tallies = degeneration.tally(params.Exam(**record["params"]), judged)
     found = {name: metrics.sessions(by_repetition, name) for name in by_repetition}
     samples = {name: Samples(unit=metrics.kind(name).unit, direction=metrics.kind(name).direction, sessions=[[rounded(v) for v in s] for s in values])
                for name, values in found.items() if np.isfinite(np.concatenate(values)).all()}
     return Golden(
         run=record["params"]["run"], key=key_of(record), subject=record["subject"], environment=record["machine"],
         controls={name: [[rounded(v) for v in values]] for name, values in record["controls"].items()},
-        metrics=samples, correct=None if scores is None else correctness(scores).tolist(),
+        metrics=samples, correct=correctness(scores).tolist() if "correct" in judged else None,
+        rates={name: (t.count, t.of) for name, t in tallies.items()}, signs={name: t.questions for name, t in tallies.items()},
+        stated=by_question(scores, "stated").tolist() if "stated" in judged else None,
+        lengths=None if scores is None or requests is None else by_question(answers_of(requests), "output_tokens").tolist(), parted=parted,
         sequences=[Sequence(**s | {"logprobs": [round(x, 5) for x in s["logprobs"]]}) for s in sequences],
         requests={} if requests is None else {name: [[rounded(v) for v in values]] for name, values in distributions.quantiles(requests).items()},
         sessions=[Session(finished=record["finished"], visit=record["machine"]["visit"], **record["machine"]["git"])])
 
 
 def merge(first: Golden, *others: Golden) -> Golden:
-    """Sessions of the same work on the same platform and subject, pooled; answers and sequences are the first's.
+    """Sessions of the same work on the same platform and subject, pooled; answers and sequences are the first's, and how
+    far the others' readings of these are from the first one's is kept.
 
     A metric that one of the sessions lacks is left out: its samples would not be those of all sessions.
 
@@ -211,6 +231,13 @@ def merge(first: Golden, *others: Golden) -> Golden:
         for name, sessions in merged.requests.items():
             sessions += other.requests.get(name, [])
         merged.sessions += other.sessions
+        if other.rates:
+            merged.rates = {name: (count + other.rates[name][0], of + other.rates[name][1]) for name, (count, of) in merged.rates.items() if name in other.rates}
+            merged.signs = {name: [a + b for a, b in zip(merged.signs[name], other.signs[name], strict=True)] for name in merged.rates}
+        if other.sequences and drift.same(merged.sequences, other.sequences):
+            merged.self_drift.append(rounded(drift.compare([s.logprobs for s in merged.sequences], [s.logprobs for s in other.sequences]).p99))
+        if other.parted:
+            merged.parted = tuple(map(sum, zip(merged.parted or (0, 0), other.parted)))
     return merged
 
 
@@ -245,7 +272,19 @@ def mean(sessions: Iterable[list[float]]) -> float:
 
 def correctness(scores: pd.DataFrame) -> np.ndarray:
     """Right or wrong as an array (questions, samples) of booleans."""
-    return scores.pivot(index="prompt_id", columns="sample", values="correct").to_numpy(dtype=bool)
+    return by_question(scores, "correct").astype(bool)
+
+
+def by_question(rows: pd.DataFrame, column: str) -> np.ndarray:
+    """A column as an array (questions, samples), in the order of prompt_id and sample."""
+    return rows.pivot(index="prompt_id", columns="sample", values=column).to_numpy()
+
+
+def answers_of(requests: pd.DataFrame) -> pd.DataFrame:
+    """The requests whose answers are judged: a session's first pass, in a sweep that of the last point, where every
+    question is asked."""
+    rows = requests[requests.point == requests.point.max()]
+    return rows[(rows.session == rows.session.min()) & (rows.repetition == rows.repetition.min())]
 
 
 def control_moves(golden: Golden, *controls: dict[str, list[float]]) -> dict[str, float]:

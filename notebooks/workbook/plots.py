@@ -247,6 +247,38 @@ def sweep(metrics: dict[str, dict]) -> Figure:
     return figure
 
 
+def pass_at_k(new: list[float], golden: list[float] | None) -> Figure:
+    """Share of questions of which k samples hold a right one, k from 1 to n."""
+    figure, axes = _axes(4.8, 2.6)
+    for values, label, colour, marker in ((golden, "golden", "C0", "o"), (new, "this run", "C1", "D")):
+        if values:
+            axes.plot(range(1, len(values) + 1), 100 * np.asarray(values), color=colour, marker=marker, ms=5, label=label)
+    axes.set_xticks(range(1, len(new) + 1) if len(new) <= 16 else axes.get_xticks())
+    axes.set_xlim(0.8, len(new) + 0.2)
+    axes.set_ylim(0, 103)
+    axes.set_xlabel("k samples")
+    axes.set_ylabel("questions solved, %")
+    axes.set_title(f"pass@k (n = {len(new)} samples a question; higher is better)", fontsize=10)
+    axes.legend(loc="best", frameon=False, fontsize=8)
+    return figure
+
+
+def answer_lengths(new: np.ndarray, golden: np.ndarray | None) -> Figure:
+    """Histogram of the answers' output tokens, beside the golden's."""
+    figure, axes = _axes(7.2, 2.6)
+    both = [(values, label, colour) for values, label, colour in ((golden, "golden", "C0"), (new, "this run", "C1")) if values is not None]
+    largest = max(int(values.max()) for values, _, _ in both)
+    edges = np.arange(0, largest + 2, max(1, -(-largest // 40)))
+    for values, label, colour in both:
+        share = np.full(values.size, 100 / values.size)
+        axes.hist(values.ravel(), bins=edges, weights=share, histtype="step", lw=1.5, color=colour, ls="--" if label == "golden" else "-", label=f"{label}, mean {values.mean():.1f}")
+    axes.set_xlabel("output tokens")
+    axes.set_ylabel("answers, %")
+    axes.set_title(f"Length of the answers (n = {new.size:,})", fontsize=10)
+    axes.legend(loc="best", frameon=False, fontsize=8)
+    return figure
+
+
 def golden_history(run: str, name: str, unit: str, points: list[tuple[str, float]], now: float | None) -> Figure:
     """The mean of a metric in each golden of a run, in the order of their blessing, and its value in the present run.
 

@@ -35,7 +35,7 @@ def record(name: str, overrides: Written | None = None, sessions: int = candidat
         candidates.keep(path)
         for number in range(1, sessions + 1):
             runner.say(f"\n{exam.run}: session {number} of {sessions}")
-            session = _session(exam, f"{number - 1} of this recording are kept" if number > 1 else "")
+            session = _session(exam, f"{number - 1} of this recording are kept" if number > 1 else "", str(path) if candidate else "")
             candidate = goldens.merge(candidate, session) if candidate else session
             candidate.problems = [] if candidates.shortage(candidate) else candidates.problems(candidate, exam)
             goldens.write(path, candidate)
@@ -72,12 +72,13 @@ def _extended(path: Path, exam: Exam) -> Golden:
     return candidate
 
 
-def _session(exam: Exam, kept: str) -> Golden:
-    """One complete run as a session of a golden."""
+def _session(exam: Exam, kept: str, candidate: str) -> Golden:
+    """One complete run as a session of a golden. Where it is put to others it reads their sequences (of the file `candidate`),
+    so that the golden knows how far readings of one model differ."""
     runs.set_aside(exam.run)
     folder = runs.start(exam.run)
     for stage in runs.STAGES:
-        if problem := runner.run_stage(exam, stage, folder, confirm=False):
+        if problem := runner.run_stage(exam, stage, folder, confirm=False, reference=candidate):
             raise _unrecorded(exam, f"{stage}.ipynb failed: {problem}", kept)
         runner.write_page(exam, stage, folder)
     result = schemas.read_result(folder / "result.json")

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbook import accuracy, bands, controls, drift, goldens, metrics, scaling, verdicts
+from workbook import accuracy, bands, controls, degeneration, drift, goldens, metrics, scaling, verdicts
+from workbook.degeneration import Tally
 from workbook.params import Exam, Gate
 from workbook.schemas import RESULT_VERSION
 from workbook.scraps import plain
@@ -72,14 +73,18 @@ def judge_controls(golden: goldens.Golden, *measured: dict[str, list[float]], ot
 
 
 def verdict_of(validity: Completeness, golden: goldens.Golden | None, no_golden: str, gated: dict[str, dict],
-               right: dict | None, drifted: dict | None, machine: dict | None) -> tuple[str, str]:
+               right: dict | None, drifted: dict | None, machine: dict | None, *answers: dict | None) -> tuple[str, str]:
     """Status of the run and the sentence that says why. Validity comes first; where the controls say that the
-    machine changed, every verdict on speed is INCONCLUSIVE; the worst of what is left decides."""
+    machine changed, every verdict on speed is INCONCLUSIVE; the worst of what is left decides.
+
+    Args:
+        answers: what the judges of `quality` found.
+    """
     if validity.problems:
         return "INVALID", "; ".join(validity.problems)
     if golden is None:
         return "NO_GOLDEN", no_golden
-    return _worst(_speed(gated, machine) + [(p["status"], p["sentence"]) for p in (right, drifted) if p])
+    return _worst(_speed(gated, machine) + [(p["status"], p["sentence"]) for p in (right, drifted, *(a for a in answers if a and a["status"] != "NO_GOLDEN")) if p])
 
 
 def look(gates: dict[str, Gate], golden: goldens.Golden, by_repetition: pd.DataFrame, controls_of: Sequence[dict[str, list[float]]]) -> dict[str, Any]:
@@ -156,32 +161,37 @@ def judge_accuracy(scores: pd.DataFrame, golden: goldens.Golden | None) -> dict[
     estimate = accuracy.estimate(correct)
     found = asdict(estimate) | {"status": "NO_GOLDEN", "sentence": estimate.sentence}
     if golden and golden.correct is not None:
-        drop = accuracy.compare(np.array(golden.correct, dtype=bool), correct)
-        found |= {"status": drop.status, "change": -drop.drop, "p": drop.p, "golden": float(np.mean(golden.correct)),
+        before = np.array(golden.correct, dtype=bool)
+        drop, known = accuracy.compare(before, correct), accuracy.estimate(before)
+        found |= {"status": drop.status, "change": -drop.drop, "p": drop.p, "golden": known.value, "golden_low": known.low, "golden_high": known.high,
                   "sentence": f"accuracy {found['value']:.1%}, {drop.sentence}"}
     return found
 
 
 def judge_drift(golden: goldens.Golden, logprobs: list[list[float]]) -> dict[str, Any]:
     """How far the model's log-probabilities of the golden's answers moved."""
-    found = drift.compare([s.logprobs for s in golden.sequences], logprobs)
+    found = drift.compare([s.logprobs for s in golden.sequences], logprobs, drift.tolerance(golden))
     return asdict(found) | {"sentence": f"log-probabilities of the golden's answers moved by {found.mean:.4f} nats on average "
-                                        f"(99th percentile {found.p99:.4f}, limit {found.tolerance})"}
+                                        f"(99th percentile {found.p99:.4f}, limit {found.tolerance:.3g})"}
 
 
 def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], requests: pd.DataFrame, gated: dict, no_golden: str,
-                   right: dict | None, drifted: dict | None, scaled: dict | None = None, declared: str = "") -> list[dict[str, str]]:
+                   right: dict | None, drifted: dict | None, scaled: dict | None = None, declared: str = "", answers: Sequence[dict | None] = (),
+                   rates: dict[str, Tally] | None = None) -> list[dict[str, str]]:
     """The first screen: what every reader wants to know, in words and numbers.
 
     Args:
         record, requests: the run's `run.json` and `requests.parquet`.
         scaled: what `scaling.against_one` found.
         declared: how the verdict on speed came about (`declaration`).
+        answers: what the judges of `quality` found.
+        rates: as `degeneration.tally`.
     """
     asked = f"{exam.load} of {', '.join(map(str, exam.points))}" if exam.points else f"{exam.num_prompts:,} prompts × {_count(exam.n, 'sample')}"
     over = f" × {count} sessions" if (count := requests.session.nunique()) > 1 else ""
     arrived = f"{validity.arrived:,} of {validity.expected:,} answers ({asked} × {_count(exam.repetitions, 'repetition')}{over}); {validity.empty:.0%} empty"
     arrived += "" if exam.ignore_eos else f", {validity.cut_off:.0%} cut off at {exam.max_tokens} tokens"
+    arrived += "".join(f"; {degeneration.sentence(name, tally)}" for name, tally in (rates or {}).items() if tally.count and name not in ("empty", "cut_off"))
     full = ", ".join(f"{name.removesuffix('_busy_pct').upper()} {value:.0f} % busy" for name, value in record["busy"].items()) or "the load was too short to sample"
     full += f"; {record['telemetry_problem']}" if record["telemetry_problem"] else ""
     balance = _balance(requests, len(record["machine"]["gpus"]))
@@ -192,7 +202,7 @@ def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], r
     speed = speed or no_golden or ("not compared" if validity.problems else "no metric is gated")
     if (warmup := record.get("warmup")) and warmup["stable"] is False:
         speed += f"; {warmup['sentence']}"
-    correct = "; ".join(p["sentence"] for p in (right, drifted) if p) or ("synthetic weights: speed only, nothing to judge" if exam.weights == "dummy" else "not scored")
+    correct = "; ".join(p["sentence"] for p in (right, drifted, *answers) if p and p["sentence"]) or ("synthetic weights: speed only, nothing to judge" if exam.weights == "dummy" else "not scored")
     return [
         {"question": "Did every answer arrive?", "answer": "; ".join([arrived, *validity.problems])},
         {"question": "Are the accelerators full?", "answer": full},
@@ -232,13 +242,15 @@ def metric_table(by_repetition: pd.DataFrame, golden: goldens.Golden | None) -> 
 
 
 def complete(exam: Exam, record: dict, status: str, sentence: str, questions: list[dict], table: dict, looks: list[dict],
-             right: dict | None, drifted: dict | None, validity: Completeness, golden: goldens.Golden | None, scaled: dict | None = None) -> dict[str, Any]:
-    """The result of a run that got to its comparison; its gates and controls are those of the last of the `looks`."""
+             right: dict | None, drifted: dict | None, validity: Completeness, golden: goldens.Golden | None, scaled: dict | None = None,
+             answers: dict[str, dict | None] | None = None) -> dict[str, Any]:
+    """The result of a run that got to its comparison; its gates and controls are those of the last of the `looks`, and
+    `answers` what the judges of `quality` found: rates, lengths, parting."""
     last = looks[-1] if looks else {"gates": {}, "controls": None}
     return plain({
         "schema_version": RESULT_VERSION, "run": exam.run, "title": exam.title, "status": status, "sentence": sentence, "stopped_in": None,
         "finished": record["finished"], "platform": record["machine"]["platform"], "questions": questions, "metrics": table, "gates": last["gates"], "looks": looks,
-        "accuracy": right, "drift": drifted, "controls": last["controls"], "validity": asdict(validity), "load_s": record["load_s"], "scaling": scaled,
+        "accuracy": right, "drift": drifted, "answers": answers or {}, "controls": last["controls"], "validity": asdict(validity), "load_s": record["load_s"], "scaling": scaled,
         "subject": record["subject"], "params": record["params"],
         "golden": golden and golden.model_dump(mode="json", include={"blessing", "anchor", "history"}) | {"recorded": golden.recorded}})
 

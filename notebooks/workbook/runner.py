@@ -112,14 +112,16 @@ def _take(exam: Exam, folder: Path) -> str:
     return result["status"]
 
 
-def run_stage(exam: Exam, stage: str, folder: Path, confirm: bool = True) -> str:
+def run_stage(exam: Exam, stage: str, folder: Path, confirm: bool = True, reference: str = "") -> str:
     """Execute one notebook of a run and keep it, failed or not; returns the problem, empty if there is none.
 
     Args:
         confirm: whether compare.ipynb may take a confirming session.
+        reference: file whose token sequences score.ipynb reads; empty: the run's golden.
     """
     target = folder / f"{stage}.ipynb"
-    given = exam.model_dump(mode="json") if stage == "generate" else {"run": exam.run} | ({"confirm": confirm} if stage == "compare" else {})
+    more = {"generate": exam.model_dump(mode="json"), "score": {"reference": reference}, "compare": {"confirm": confirm}}
+    given = {"run": exam.run} | more[stage]
     done = executor.execute(paths.NOTEBOOKS / f"{stage}.ipynb", target, given, timeout_s=exam.timeout_s, label=f"{exam.run} · {stage:8}")
     if done.problem:
         pages.add_failure(target, done.problem, folder / "engine.log")

@@ -51,6 +51,7 @@ class Result(Part):
     platform: str | None = None
     accuracy: dict[str, Any] | None = None
     drift: dict[str, Any] | None = None
+    answers: dict[str, dict[str, Any] | None] = {}
     controls: dict[str, Any] | None = None
     validity: dict[str, Any] | None = None
     load_s: Number = None

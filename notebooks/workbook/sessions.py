@@ -72,15 +72,15 @@ def read(run: str) -> Measured:
     return dataclasses.replace(found, requests=found.requests[found.requests.session <= len(found.each)])
 
 
-def check(measured: Measured, generations: pd.DataFrame, logprobs: list[list[float | None]] = ()) -> validity.Completeness:
-    """Validity of all sessions, each checked alone; those of the answers and `logprobs` are of the first.
+def check(measured: Measured, generations: pd.DataFrame, logprobs: list[list[float | None]] = (), worthless: list[str] = ()) -> validity.Completeness:
+    """Validity of all sessions, each checked alone; what the answers and weights are worth is the first one's.
 
     Args:
-        generations, logprobs: as `validity.check`.
+        generations, logprobs, worthless: as `validity.check`.
     """
     exam, requests, weights = measured.exam, measured.requests, measured.record["subject"]["weights_sha256"]
     parts = [validity.check(exam, requests[requests.session == number], generations, weights=weights, cached=session["prefix_cache_hits"],
-                            logprobs=() if number == CONFIRMING else logprobs, behind=[p["behind"] for p in session["repetitions"] if p["behind"]],
+                            **({} if number == CONFIRMING else {"logprobs": logprobs, "worthless": worthless}), behind=[p["behind"] for p in session["repetitions"] if p["behind"]],
                             disturbed=session["disturbed"], lacking=metrics.lacking(alone.by_repetition, exam.gates))
              for number, (session, alone) in enumerate(zip(measured.each, measured.apart(), strict=True), start=1)]
     problems = parts[0].problems + [f"the confirming session is invalid: {problem}" for part in parts[1:] for problem in part.problems]

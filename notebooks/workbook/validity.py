@@ -29,7 +29,7 @@ class Completeness:
 
 
 def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weights: str, cached: float,
-          logprobs: Sequence[Sequence[float | None]] = (), behind: Sequence[str] = (), disturbed: Sequence[str] = (), lacking: Sequence[str] = ()) -> Completeness:
+          logprobs: Sequence[Sequence[float | None]] = (), worthless: Sequence[str] = (), behind: Sequence[str] = (), disturbed: Sequence[str] = (), lacking: Sequence[str] = ()) -> Completeness:
     """Check a session's rows against what the exam asked for.
 
     Args:
@@ -37,6 +37,7 @@ def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weig
         weights: hash of the weights that were loaded.
         cached: prompt tokens served by the prefix cache while measuring.
         logprobs: log-probabilities of fixed sequences, None where they are not finite.
+        worthless: sentences on answers or weights that are worth nothing (`degeneration.problems`, `canary.problems`).
         behind: sentences of a load generator that fell behind its own schedule.
         disturbed: sentences of what disturbed the accelerators while measuring (`telemetry.disturbances`).
         lacking: gated metrics that were not measured in every repetition.
@@ -62,10 +63,13 @@ def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weig
         problems.append(f"{_which(idle)} of {replicas} answered nothing: it is dead, or no request reaches it")
     if exam.ignore_eos and len(short := done[done.output_tokens != done.max_tokens]):
         problems.append(f"{len(short)} answers are shorter than asked for although end-of-sequence is ignored (is max_model_len too small?)")
+    if len(early := requests[(requests.finish_reason == "length") & (requests.output_tokens < requests.max_tokens)]) and not exam.ignore_eos:
+        problems.append(f"{len(early)} answers were cut off before the limit that was asked for (is the engine's window smaller than the exam's?)")
     if cached and (exam.warmup == "auto" or exam.warmup + exam.repetitions > 1):
         problems.append(f"{cached:.0f} prompt tokens came from the prefix cache, so a repetition was fed by the one before; expected enable_prefix_caching: false")
     if wrong := sum(value is None for sequence in logprobs for value in sequence):
         problems.append(f"the model gives {wrong} log-probabilities that are not finite numbers")
+    problems += worthless
     if exam.weights_sha256 and exam.weights_sha256 != weights:
         problems.append(f"the weights loaded have SHA-256 {weights[:12]}...; key 'weights_sha256' asserts {exam.weights_sha256[:12]}...")
     empty = generations.answer.str.strip().eq("").mean() if len(generations) else 1.0
