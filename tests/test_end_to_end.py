@@ -41,6 +41,8 @@ scorers: [numeric]
 gates: {output_tok_s: {delta: 0.5, margin: 0.4}}
 """
 # The gate is wide on purpose: a load of two seconds says nothing about speed. What is tested here is the path.
+QUICK = "repetitions=1 warmup=0 env.VLLM_ENABLE_V1_MULTIPROCESSING=0"
+"""Where nothing is timed: one pass, and the engine in the notebook's own process, which starts in half the time."""
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +175,7 @@ def test_an_engine_that_does_other_than_it_is_asked(place, blessed, tmp_path, fa
     own = env(place)
     given = faulty_engine.installed(tmp_path, **faults)
     given["PYTHONPATH"] += os.pathsep + own["PYTHONPATH"]
-    done = subprocess.run(command("run", "tiny", "--set", "repetitions=1 warmup=0"), env=own | given, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command("run", "tiny", "--set", QUICK), env=own | given, capture_output=True, text=True, timeout=500)
     found = result(place)
     assert (done.returncode, found["status"]) == (2, "INVALID"), done.stderr
     assert re.search(said, found["sentence"]), found["sentence"]
@@ -183,7 +185,7 @@ def test_an_engine_that_does_other_than_it_is_asked(place, blessed, tmp_path, fa
 def test_random_weights_are_caught(place, blessed, tmp_path):
     """A checkpoint of the same shapes that nobody trained arrives in full and at full speed."""
     broken = broken_models.random_weights(embedded.prepare(), tmp_path / "random")
-    done = call(place, "run", "tiny", "--model", str(broken), "--set", "repetitions=1 warmup=0")
+    done = call(place, "run", "tiny", "--model", str(broken), "--set", QUICK)
     found = result(place)
     assert (done.returncode, found["status"], found["drift"]["status"]) == (2, "INVALID", "REGRESSED"), done.stderr
     assert "the weights look random: plain English has a mean log-probability of -1" in found["sentence"]
@@ -192,7 +194,7 @@ def test_random_weights_are_caught(place, blessed, tmp_path):
 
 def test_few_tokens_openly_set_are_caught_without_a_golden(place, blessed):
     """Another max_tokens is other work, so that no golden applies: the ceiling does."""
-    done = call(place, "run", "tiny", "--set", "max_tokens=3 repetitions=1 warmup=0")
+    done = call(place, "run", "tiny", "--set", f"max_tokens=3 {QUICK}")
     found = result(place)
     assert (done.returncode, found["status"], found["golden"]) == (2, "INVALID", None), done.stderr
     assert "the ceiling of 'cut_off' is 90%" in found["sentence"]
@@ -219,7 +221,7 @@ def test_greedy_answers_that_are_none(place, tmp_path):
     """Recorded sessions read the first one's sequences again; a sampler that samples is seen where greedy answers part from them."""
     (place / "params" / "greedy.yaml").write_text(TINY.replace("run: tiny", "run: greedy").replace("n: 2\ntemperature: 0.7", "temperature: 0"))
     own = env(place) | {"GIT_DIR": str(tmp_path / "nowhere")}  # changes to this checkout do not matter here
-    quick = ("--set", "repetitions=1 warmup=0")
+    quick = ("--set", QUICK)
     done = subprocess.run(command("record", "greedy", "--sessions", "2", *quick), env=own, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     golden = goldens.read(place / "reports" / "candidates" / "greedy.json")
