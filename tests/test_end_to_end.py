@@ -228,6 +228,7 @@ def test_greedy_answers_that_are_none(place, tmp_path):
     assert len(golden.self_drift) == 1 and golden.self_drift[0] < 1e-3, "the same weights read the same sequences"
     assert golden.parted == (0, sum(len(s.token_ids) for s in golden.sequences)) and golden.rates["empty"] == (0, 24)
     golden.blessing = goldens.Blessing(by="somebody", when=golden.recorded[0], reason="greedy")
+    golden.controls = {name: [[1e-9], [1e9]] for name in golden.controls}  # whatever else the machine does
     goldens.write(place / "goldens" / golden.key.platform / "greedy.json", golden)
     given = faulty_engine.installed(tmp_path / "plugin", temperature=1.0, top_k=20)
     given["PYTHONPATH"] += os.pathsep + own["PYTHONPATH"]

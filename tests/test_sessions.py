@@ -135,11 +135,11 @@ def test_a_page_that_explains(taken):
 def test_a_recording_takes_no_confirming_session(folders, monkeypatch):
     (folders / "params" / "x.yaml").write_text(yaml.safe_dump(EXAM | {"endpoint": "http://127.0.0.1:9"}))
     asked = []
-    monkeypatch.setattr(runner, "run_stage", lambda exam, stage, folder, confirm=True: asked.append(confirm) or "enough")
+    monkeypatch.setattr(runner, "run_stage", lambda exam, stage, folder, confirm=True, reference="": asked.append((confirm, reference)) or "enough")
     monkeypatch.setattr(platforms, "changed_files", list)
     with pytest.raises(BadInput, match="enough"):
         recording.record("x", None, sessions=3)
-    assert asked == [False]
+    assert asked == [(False, "")], "and the first session has no other's sequences to read"
 
 
 # -- what it is made of -------------------------------------------------------------------------
