@@ -251,7 +251,7 @@ def test_a_setting_that_met_another_machine_is_not_called_faster(tiny):
         visited(found, name, SPEEDS[tuning.setting_of(name)], control=0.05 if "seqs-8" in name else 0.1)
     found = tuning.read("tiny")
     assert found.against("seqs-8").status == "IMPROVED" and found.moved("seqs-8") == "host 50% faster" and found.best == "async"
-    assert found.outcome("seqs-8").endswith(" on another machine (host 50% faster)")
+    assert found.outcome("seqs-8").endswith(" while the machine had changed (host 50% faster)")
     table = tuning.reading_table(found, tuning.point_table(found))
     assert list(table[table.setting == "seqs-8"].valid) == ["yes, machine changed"]
 

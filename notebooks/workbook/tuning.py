@@ -128,7 +128,7 @@ class Tuning:
         """How a setting did against the untuned run, in a few words."""
         if self.problem(setting):
             return "failed"
-        return self.against(setting).brief + (f" on another machine ({moved})" if (moved := self.moved(setting)) else "")
+        return self.against(setting).brief + (f" while the machine had changed ({moved})" if (moved := self.moved(setting)) else "")
 
 
 def metric_at(name: str, point: int) -> str:
