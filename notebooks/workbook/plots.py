@@ -8,7 +8,7 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, StrMethodFormatter
+from matplotlib.ticker import LogFormatter, LogLocator, NullLocator, StrMethodFormatter
 
 from workbook.metrics import THROUGHPUT, headline, kind
 
@@ -237,8 +237,9 @@ def sweep(metrics: dict[str, dict]) -> Figure:
             axes.scatter(np.repeat(sizes, [len(s) for s in samples]), np.concatenate(samples), color=colour, marker=marker, s=12, alpha=0.6)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        set_formatter(StrMethodFormatter("{x:,.0f}"))  # 40,000 and not 4 x 10^4
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))  # 40,000 and not 4 x 10^4
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.set_xlabel("requests at a time")
     axes.set_ylabel("output tok/s")

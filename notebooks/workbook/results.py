@@ -15,6 +15,8 @@ from workbook.validity import Completeness
 
 SUSPECTS = 4
 """How many differences from the golden the first screen names."""
+FEW = 4
+"""Up to so many GPUs or replicas the first screen names one by one."""
 
 
 def prior_sd(name: str) -> float:
@@ -189,10 +191,10 @@ def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], r
     """
     asked = f"{exam.load} of {', '.join(map(str, exam.points))}" if exam.points else f"{exam.num_prompts:,} prompts × {_count(exam.n, 'sample')}"
     over = f" × {count} sessions" if (count := requests.session.nunique()) > 1 else ""
-    arrived = f"{validity.arrived:,} of {validity.expected:,} answers ({asked} × {_count(exam.repetitions, 'repetition')}{over}); {validity.empty:.0%} empty"
-    arrived += "" if exam.ignore_eos else f", {validity.cut_off:.0%} cut off at {exam.max_tokens} tokens"
+    arrived = f"{validity.arrived:,} of {validity.expected:,} answers ({asked} × {_count(exam.repetitions, 'repetition')}{over})"
+    arrived += "" if not exam.free_to_stop else f"; {validity.empty:.0%} empty, {validity.cut_off:.0%} cut off at {exam.max_tokens} tokens"
     arrived += "".join(f"; {degeneration.sentence(name, tally)}" for name, tally in (rates or {}).items() if tally.count and name not in ("empty", "cut_off"))
-    full = ", ".join(f"{name.removesuffix('_busy_pct').upper()} {value:.0f} % busy" for name, value in record["busy"].items()) or "the load was too short to sample"
+    full = _busy(record["busy"])
     full += f"; {record['telemetry_problem']}" if record["telemetry_problem"] else ""
     balance = _balance(requests, len(record["machine"]["gpus"]))
     if exam.engine == "endpoint":
@@ -212,12 +214,20 @@ def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], r
     ]
 
 
+def _busy(busy: dict[str, float]) -> str:
+    """How busy the CPU and the GPUs were; of many GPUs the mean and the range."""
+    gpus = [value for name, value in busy.items() if name.startswith("gpu")]
+    said = [f"{name.removesuffix('_busy_pct').upper()} {value:.0f} % busy" for name, value in busy.items() if len(gpus) <= FEW or not name.startswith("gpu")]
+    said += [f"{len(gpus)} GPUs {np.mean(gpus):.0f} % busy ({min(gpus):.0f} to {max(gpus):.0f})"] if len(gpus) > FEW else []
+    return ", ".join(said) or "the load was too short to sample"
+
+
 def _balance(requests: pd.DataFrame, gpus: int) -> str:
     """How evenly the output tokens are spread over the replicas that answered, in the whole session."""
     tokens = requests.groupby("replica").output_tokens.sum()
     if len(tokens) == 1:
         return f"one engine over {gpus} GPUs" if gpus > 1 else f"one engine on one {'GPU' if gpus else 'CPU'}: nothing to balance"
-    each = ", ".join(f"{count:,}" for count in tokens)
+    each = ", ".join(f"{count:,}" for count in tokens) if len(tokens) <= FEW else f"{tokens.min():,} to {tokens.max():,}"
     return f"{len(tokens)} replicas answered, with {each} output tokens: the busiest has {tokens.max() / tokens.mean():.2f} × the mean"
 
 
