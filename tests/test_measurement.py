@@ -19,6 +19,12 @@ QUESTIONS = [Question(i, f"question {i}", [1, 2, 3], 11, None) for i in range(6)
 EXAM = params.check({"run": "x", "num_prompts": 6, "max_tokens": 11, "repetitions": 2, "warmup": 0})
 
 
+@pytest.fixture(autouse=True)
+def no_controls(monkeypatch):
+    """They take a tenth of a second, or one on a busy machine: tests of a deadline of one second are not about them."""
+    monkeypatch.setattr(controls, "beside", dict)
+
+
 def answered(request, at=1.0, reason="length"):
     return Answer(request.prompt_id, request.sample, "a", [5] * 11, 11, 3, 11, reason, at, at, at, at, 0, request.arrival)
 

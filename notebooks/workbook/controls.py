@@ -17,7 +17,7 @@ import numpy as np
 from workbook import paths
 
 SAMPLES = 5
-COPY_BYTES = 128 << 20
+COPY_BYTES = 64 << 20
 """What is copied between the passes: more than the caches of a server's processor hold for a core."""
 TOLERANCE = 0.10
 """How far outside the golden's sessions a control may be, as a fraction, with speeds still comparable."""
@@ -35,7 +35,7 @@ def measure() -> dict[str, list[float]]:
 
 def beside() -> dict[str, float]:
     """Seconds of the controls that run between the passes of a load, one of each, in the caller's thread:
-    `host_beside_s` (the Python loop) and `copy_beside_s` (a copy in the host's memory); a quarter of a second in all."""
+    `host_beside_s` (the Python loop) and `copy_beside_s` (a copy in the host's memory); an eighth of a second in all."""
     source, target = np.ones(COPY_BYTES, dtype=np.uint8), np.ones(COPY_BYTES, dtype=np.uint8)  # written: the pages are there
     return {"host_beside_s": _seconds(_host), "copy_beside_s": min(_seconds(lambda: np.copyto(target, source)) for _ in range(3))}
 
