@@ -1,5 +1,6 @@
 """Fixtures: folders of a test's own, and the command line run as a user runs it."""
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# A shell starts what it puts into the background (`nohup make test &`) with SIGINT ignored, and Python then raises no
+# KeyboardInterrupt: what interrupts a load would wait for ever. A kernel sets its own handler; this process does here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
