@@ -427,7 +427,9 @@ warmup: 1
     done = workbook("tune", "tiny", timeout=300)
     assert done.returncode == 0, done.stderr
     _, result = page()
-    assert result["status"] in ("IMPROVED", "PASSED") and {row["setting"] for row in result["points"]} == {"untuned", "ids-only"}
+    # INCONCLUSIVE where the machine changed between the two visits, which a shared one may.
+    assert result["status"] in ("IMPROVED", "PASSED", "INCONCLUSIVE") and {row["setting"] for row in result["points"]} == {"untuned", "ids-only"}
+    assert result["status"] != "INCONCLUSIVE" or result["best"] == "untuned"
     assert all(row["speed"] > 0 and row["startup_s"] > 0 and row["bandwidth_pct"] > 0 for row in result["points"]) and len(result["roofs"]["compute"]) == 2
     (tiny / "params" / "tiny-tuned.yaml").write_text((paths.tune_folder("tiny") / best.NAME).read_text())
     assert exams.load("tiny-tuned").engine_args.get("skip_tokenizer_init", False) == (result["best"] == "ids-only")
