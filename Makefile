@@ -14,7 +14,7 @@ else
 PY := .venv/bin/python
 SETUP := .venv/installed-$(REQUIREMENTS)
 endif
-BENCHES := offline_overhead server_overhead async_overhead telemetry_cost client_cost client_scale report_scale scoring verdict_rates
+BENCHES := offline_overhead server_overhead async_overhead telemetry_cost client_cost client_scale report_scale scoring degenerate_rates verdict_rates
 WORKBOOK := PYTHONPATH=notebooks$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PY) -m workbook
 
 .PHONY: help setup run-all run report record bless ab tune list params docs lab test bench lock clean

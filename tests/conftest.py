@@ -1,5 +1,7 @@
 """Fixtures: folders of a test's own, and the command line run as a user runs it."""
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +31,15 @@ def workbook():
     def run(*words: str, timeout: float = 400, **env: str) -> subprocess.CompletedProcess:
         return subprocess.run(command(*words), env=environment(**env), capture_output=True, text=True, timeout=timeout)
     return run
+
+
+def page_of(folder: Path) -> tuple[str, dict]:
+    """The page of an experiment's folder, which needs nothing from elsewhere, and its result."""
+    text = (folder / "index.html").read_text()
+    assert re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']?(?!data:)([^\"'> ]+)|@import", text) == []
+    links = [address for address in re.findall(r'<a [^>]*href="([^"#]+)"', text) if not address.startswith("http")]
+    assert all((folder / address).exists() and not address.startswith("..") for address in links), "the folder can be opened by itself"
+    return text, json.loads((folder / "result.json").read_text())
 
 
 def command(*words: str) -> list[str]:

@@ -9,7 +9,7 @@ import pandas as pd
 import psutil
 import pytest
 import scripted_server
-from conftest import ROOT, command, environment
+from conftest import ROOT, command, environment, page_of
 from workbook import ab, exams, files, paired, params, paths, plots
 from workbook.errors import BadInput
 
@@ -173,12 +173,7 @@ def test_the_charts_draw_whole_and_broken_experiments():
 
 
 def page():
-    folder = paths.ab_folder("tiny")
-    text = (folder / "index.html").read_text()
-    assert re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']?(?!data:)([^\"'> ]+)|@import", text) == []
-    links = [address for address in re.findall(r'<a [^>]*href="([^"#]+)"', text) if not address.startswith("http")]
-    assert all((folder / address).exists() and not address.startswith("..") for address in links), "the folder can be opened by itself"
-    return text, files.read_json(folder / "result.json")
+    return page_of(paths.ab_folder("tiny"))
 
 
 def test_the_notebook_judges_and_the_page_says_it(tiny):

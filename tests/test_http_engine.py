@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -58,6 +59,21 @@ def test_every_load_reaches_the_server_and_is_timed(scripted, values, arrivals):
     assert np.isnan(found["queue_p50_ms"]), "a server does not say when it scheduled what"
     generations = pd.DataFrame({"answer": ["x"] * 12})
     assert validity.check(asked, frame, generations, weights="", cached=0).problems == []
+
+
+def test_what_the_client_takes_of_a_core_is_its_own_work_in_the_pass(scripted):
+    """Reading the counters of eight servers before a short pass is neither in the pass nor in this."""
+    asked = exam(scripted.url)
+    engine = http.HttpEngine(asked, [scripted.url])
+
+    def counters():
+        began = time.process_time()
+        while time.process_time() - began < 0.5:
+            pass
+        return {}
+    engine.counters = counters
+    (done,) = load.measure(engine, asked, load.requests(asked, [replace(q, max_tokens=11) for q in QUESTIONS]), 1)
+    assert 0 < done.measured["client_cpu_pct"] < 100 * 0.5 / (done.finished - done.arrival), done.measured
 
 
 def test_goodput_counts_requests_within_every_limit(scripted):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, page_of
 from workbook import best, exams, files, paired, params, paths, platforms, plots, sweeps, tune, tuning
 from workbook.engines import server
 from workbook.errors import BadInput
@@ -341,12 +341,7 @@ def test_a_run_of_a_variant_has_a_tuned_name_without_one():
 
 
 def page():
-    folder = paths.tune_folder("tiny")
-    text = (folder / "index.html").read_text()
-    assert re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']?(?!data:)([^\"'> ]+)|@import", text) == []
-    links = [address for address in re.findall(r'<a [^>]*href="([^"#]+)"', text) if not address.startswith("http")]
-    assert all((folder / address).exists() and not address.startswith("..") for address in links), "the folder can be opened by itself"
-    return text, files.read_json(folder / "result.json")
+    return page_of(paths.tune_folder("tiny"))
 
 
 def test_those_that_help_are_tried_together_and_the_page_says_it(tiny, monkeypatch, capsys):

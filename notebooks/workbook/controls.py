@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,12 @@ def beside() -> dict[str, float]:
     `host_beside_s` (the Python loop) and `copy_beside_s` (a copy in the host's memory); an eighth of a second in all."""
     source, target = np.ones(COPY_BYTES, dtype=np.uint8), np.ones(COPY_BYTES, dtype=np.uint8)  # written: the pages are there
     return {"host_beside_s": _seconds(_host), "copy_beside_s": min(_seconds(lambda: np.copyto(target, source)) for _ in range(3))}
+
+
+def move(now: float, known: Sequence[float]) -> float:
+    """How far a control's time lies outside those that are known, as a fraction of the nearest: 0 among them, positive
+    where it is slower than the slowest, negative where faster than the fastest."""
+    return now / min(max(now, min(known)), max(known)) - 1
 
 
 def in_own_process(module: str) -> Any:

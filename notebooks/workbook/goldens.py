@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from workbook import degeneration, distributions, drift, files, metrics, params, paths, platforms
+from workbook import controls, degeneration, distributions, drift, files, metrics, params, paths, platforms
 from workbook.errors import BadInput
 
 SCHEMA_VERSION = 2
@@ -287,15 +287,15 @@ def answers_of(requests: pd.DataFrame) -> pd.DataFrame:
     return rows[(rows.session == rows.session.min()) & (rows.repetition == rows.repetition.min())]
 
 
-def control_moves(golden: Golden, *controls: dict[str, list[float]]) -> dict[str, float]:
+def control_moves(golden: Golden, *measured: dict[str, list[float]]) -> dict[str, float]:
     """How far the median of each control, or the median of its medians over several sessions, lies outside the
     range of the golden's session medians, as a fraction of the nearer end: 0 inside, positive where it is slower
     than the slowest session, negative where faster than the fastest."""
     moves = {}
-    for name in sorted(golden.controls.keys() & set.intersection(*map(set, controls))):
+    for name in sorted(golden.controls.keys() & set.intersection(*map(set, measured))):
         medians = [float(np.median(session)) for session in golden.controls[name]]
-        now = float(np.median([np.median(session[name]) for session in controls]))
-        moves[name] = now / min(max(now, min(medians)), max(medians)) - 1
+        now = float(np.median([np.median(session[name]) for session in measured]))
+        moves[name] = controls.move(now, medians)
     return moves
 
 

@@ -109,11 +109,17 @@ def read(run: str) -> Experiment:
     if not (folder / PLAN).exists():
         raise BadInput(f"run '{run}' has no A/B in {folder}; expected make ab RUN={run} A=... B=... first")
     plan = files.read_json(folder / PLAN)
-    visits: list[Visit] = []
-    for name in order(plan["pairs"]):
-        if (folder / "visits" / name / OUTCOME).exists():
-            visits.append(read_visit(folder / "visits" / name, run, visits[0] if visits else None))
+    visits = read_visits(folder, order(plan["pairs"]), run)
     return Experiment(run, plan["pairs"], plan["started"], plan["variants"], visits)
+
+
+def read_visits(folder: Path, names: list[str], run: str) -> list[Visit]:
+    """The visits of an experiment's folder that were made, in the order of their names."""
+    visits: list[Visit] = []
+    for name in names:
+        if (folder / "visits" / name / OUTCOME).exists():
+            visits.append(read_visit(folder / "visits" / name, run, next((v for v in visits if v.record), None)))
+    return visits
 
 
 def read_visit(folder: Path, run: str, first: Visit | None) -> Visit:

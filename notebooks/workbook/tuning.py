@@ -106,8 +106,7 @@ class Tuning:
         found = []
         for name in self.of(UNTUNED)[0].record["controls"]:
             known, now_s = ([float(np.median(v.record["controls"][name])) for v in self.of(which)] for which in (UNTUNED, setting))
-            now_s = float(np.median(now_s))
-            move = now_s / min(max(now_s, min(known)), max(known)) - 1
+            move = controls.move(float(np.median(now_s)), known)
             if abs(np.log1p(move)) > np.log1p(controls.TOLERANCE):
                 found.append(f"{name.removesuffix('_s')} {abs(move):.0%} {'slower' if move > 0 else 'faster'}")
         return ", ".join(found)
@@ -168,11 +167,7 @@ def read(run: str) -> Tuning:
         raise BadInput(f"run '{run}' has no tuning in {folder}; expected make tune RUN={run} first")
     plan = files.read_json(folder / PLAN)
     settings = {name: params.check(plan["settings"][name], PLAN) for name in plan["order"]}
-    visits: list[Visit] = []
-    for name in order(plan["order"], plan["rounds"]):
-        if (folder / "visits" / name / paired.OUTCOME).exists():
-            first = next((v for v in visits if v.record), None)
-            visits.append(paired.read_visit(folder / "visits" / name, run, first))
+    visits = paired.read_visits(folder, order(plan["order"], plan["rounds"]), run)
     return Tuning(run, plan["started"], plan["rounds"], settings, plan["members"], visits)
 
 

@@ -23,7 +23,8 @@ from workbook.engines.http import HttpEngine
 from workbook.params import Exam
 
 STOP_S = 10
-"""Seconds a server may take to stop before it is killed (an idle vLLM on a CPU needs 2). The stacks of its threads are in the log then."""
+"""Seconds a server may take to stop before it is killed (an idle vLLM on a CPU needs 2). The stacks of its threads are in the log then,
+as long as Python still runs in it."""
 DYING_S = 5
 """Seconds for a server that answers no more to say how it ended."""
 FAULTS = {"PYTHONFAULTHANDLER": "1"}
