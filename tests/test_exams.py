@@ -188,7 +188,7 @@ def test_the_shipped_exams_are_right(run):
 
 
 def test_every_gpu_exam_has_variants_for_1_2_4_and_8():
-    for file in ("verl-qwen2.5-0.5b-gsm8k", "megatron-583m-dp8-sharegpt", "megatron-583m-static"):
+    for file in ("verl-qwen2.5-0.5b-gsm8k", "verl-smollm2-gsm8k", "megatron-583m-dp8-sharegpt", "megatron-583m-static"):
         for count in (1, 2, 4, 8):
             exam = exams.load(f"{file}@gpu{count}")
             assert exam.requires.gpus == count == platforms.workers(exam) * exam.replicas

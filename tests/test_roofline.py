@@ -196,6 +196,14 @@ def test_each_diagnosis(monkeypatch, expected, requests, busy, values, said):
     assert found == expected in diagnosis.KINDS and sentence.startswith(f"{expected}: ") and said in sentence
 
 
+def test_a_host_that_is_the_bound_is_named_by_its_processes(monkeypatch):
+    monkeypatch.setattr(platforms, "gpus", lambda: (platforms.Gpu(0, "G", 1),))
+    shares = {"client_cpu_pct": 20.0, "front_end_cpu_pct": 61.0, "engine_core_cpu_pct": 98.0}
+    found = diagnosis.evidence(exam(engine_args={"max_num_seqs": 8}), load(FULL), [one(shares)], {"gpu0_busy_pct": 45}, ROOF)
+    said = "of one core, the busiest engine core used 98 %, the busiest front end used 61 %, the client used 20 %"
+    assert said in diagnosis.diagnose(found)[1] and found.processes == (("front_end", 61.0), ("engine_core", 98.0))
+
+
 def test_the_device_is_the_gpu_where_there_is_one(monkeypatch):
     monkeypatch.setattr(platforms, "gpus", lambda: (platforms.Gpu(0, "G", 1), platforms.Gpu(1, "G", 1)))
     found = diagnosis.evidence(exam(), load(FULL), [one()], {"cpu_busy_pct": 5.0, "gpu0_busy_pct": 90.0, "gpu1_busy_pct": 70.0}, ROOF)

@@ -59,7 +59,26 @@ def test_the_tree_has_every_process_but_the_sampling_one():
         for process in psutil.Process(child.pid).children():
             process.kill()
         child.wait()
-    assert tree.usage() == (0, 0.0), "those that ended count nothing"
+    assert tree.usage() == (0, {}), "those that ended count nothing"
+
+
+@pytest.mark.parametrize("words, role", [
+    (["VLLM::EngineCore_DP0"], "engine_core"), (["VLLM::Worker_TP1"], "worker"), (["VLLM::APIServer_2"], "front_end"),
+    (["python", "-m", "vllm.entrypoints.openai.api_server", "--port", "1"], "front_end"), (["python", "-m", "workbook.engines.serve", "serve"], "front_end"),
+    (["python", "-c", "from multiprocessing.resource_tracker import main"], "")])
+def test_the_busiest_process_of_each_kind(words, role):
+    """The first word of a command line is what a process calls itself: vLLM's have titles."""
+    idle, busy = (subprocess.Popen([words[0], "-c", f"import time; end = time.time() + {spins}\nwhile time.time() < end: pass\nprint(flush=True); input()", *words[1:]],
+                                   executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for spins in (0, 0.5))
+    try:
+        for process in (idle, busy):
+            process.stdout.readline()
+        tree = sampling.Tree(psutil.Process())
+        used = tree.usage()[1]
+        assert tree.busiest(used) == ({role: used[busy.pid]} if role else {}) and used[busy.pid] > used[idle.pid]
+    finally:
+        for process in (idle, busy):
+            process.communicate(b"\n")
 
 
 def test_what_others_take_of_the_cores_is_told_from_the_load():
@@ -195,6 +214,9 @@ def test_metrics_of_a_pass():
     assert telemetry.of_window(frame[["time", "rss_gb"]], 100, 109, 1) == {"memory_peak_gb": 1.0}
     clocked = telemetry.of_window(samples(gpu0_sm_mhz=1980.0, gpu1_sm_mhz=1755.0), 104.1, 105.9, 1)
     assert clocked == {"memory_peak_gb": 70.0, "gpu_clock_mhz": 1867.5}
+    processes = {"front_end_cpu_pct": 60.0, "engine_core_cpu_pct": 97.5}
+    assert telemetry.of_window(samples(**processes), 104.1, 105.9, 1) == {"memory_peak_gb": 70.0} | processes
+    assert telemetry.of_window(samples(**processes)[["time", "rss_gb", *processes]], 104.1, 105.9, 1) == {"memory_peak_gb": 1.0}, "on a CPU they are what computes"
 
 
 def test_each_pass_notes_its_own():

@@ -50,6 +50,7 @@ class Evidence:
         preempted: preemptions a request.
         slots: requests that the engines may run at once; 0 if not known.
         client_pct: of one core, what the process that drives the load used.
+        processes: of one core, what the busiest of vLLM's processes of each kind used, as in `metrics.PROCESSES`.
         paced: requests arrive by a schedule, whatever the engine does (an open loop).
     """
     bandwidth_pct: float = nan
@@ -64,6 +65,7 @@ class Evidence:
     preempted: float = 0.0
     slots: int = 0
     client_pct: float = nan
+    processes: tuple[tuple[str, float], ...] = ()
     paced: bool = False
 
 
@@ -79,7 +81,7 @@ def diagnose(e: Evidence) -> tuple[str, str]:
         QUEUE: [*waits, f"{e.preempted:.2g} preemptions a request", under_way, _roofs(e)],
         CLIENT: [f"the process that sends the requests and takes the answers used {e.client_pct:.0f} % of a core", f"{busy} with {under_way}", _roofs(e)],
         STARVED: [under_way, *([f"none {e.idle_pct:.0f} % of the time"] if e.idle_pct >= 1 else []), busy, _roofs(e)],
-        HOST: [f"{busy} with {under_way}", _roofs(e)],
+        HOST: [f"{busy} with {under_way}", *_processes(e), _roofs(e)],
         LATENCY: [f"{busy}, yet far from both roofs: small or slow kernels, or waits inside them", under_way, _roofs(e)],
         UNKNOWN: [busy, under_way, _roofs(e)],
     }
@@ -100,6 +102,12 @@ def _kind(e: Evidence) -> str:
     if busy and shares:
         return LATENCY
     return HOST if e.busy_pct < BUSY_PCT else UNKNOWN
+
+
+def _processes(e: Evidence) -> list[str]:
+    """Which process of the host it is that the device waits for, as far as their shares of a core tell."""
+    named = [*((f"the busiest {name.replace('_', ' ')}", share) for name, share in e.processes), *([("the client", e.client_pct)] if isfinite(e.client_pct) else [])]
+    return [f"of one core, {', '.join(f'{name} used {share:.0f} %' for name, share in sorted(named, key=lambda n: -n[1]))}"] if e.processes else []
 
 
 def _roofs(e: Evidence) -> str:
@@ -139,6 +147,7 @@ def evidence(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], bus
         queue_pct=_queue_pct(requests),
         preempted=sum(r.counters.get("vllm:num_preemptions", 0) for r in done) / max(1, len(requests)),
         client_pct=float(np.median([r.measured.get(metrics.CLIENT, nan) for r in done])),
+        processes=tuple((name, share) for name in metrics.PROCESSES if isfinite(share := float(np.median([r.measured.get(f"{name}_cpu_pct", nan) for r in done])))),
         slots=exam.engine_args.get("max_num_seqs", SLOTS) * exam.engine_args.get("data_parallel_size", 1) * exam.replicas if local else 0,
         paced=exam.load in ("poisson", "gamma", "burst"))
 

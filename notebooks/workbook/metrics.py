@@ -33,6 +33,11 @@ TIMES = {
     "e2e": "time to the last token, from the scheduled arrival",
     "queue": "wait for the scheduler, from the scheduled arrival",
 }
+PROCESSES = {
+    "front_end": "API server of vLLM's (requests in, answers out)",
+    "engine_core": "engine core of vLLM's (the scheduler; with one GPU an engine also its launches)",
+    "worker": "worker of vLLM's (the launches, with several GPUs an engine)",
+}
 METRICS = {
     "output_tok_s": Metric("tok/s", "higher", "output tokens / makespan"),
     "output_tok_s_per_accelerator": Metric("tok/s", "higher", "output tokens / makespan / accelerators"),
@@ -53,6 +58,7 @@ METRICS = {
     "energy_j_per_token": Metric("J/token", "lower", "energy of all GPUs in use over the makespan / output tokens, where NVML gives energy or power"),
     "client_cpu_pct": Metric("%", "lower", "of one core, what the process that sends the requests and takes the answers used (with engine async: vLLM's front end too)"),
     "others_cpu_pct": Metric("%", "lower", "of the cores, what processes other than the load's took, where the CPU is what generates"),
+    **{f"{name}_cpu_pct": Metric("%", "lower", f"of one core, what the busiest {what} used, where a GPU is what generates") for name, what in PROCESSES.items()},
     "gpu_clock_mhz": Metric("MHz", "higher", "mean of the SM clocks of all GPUs in use over the pass"),
     "startup_s": Metric("s", "lower", "start of the engine to its being ready, once a session", once=True),
 }

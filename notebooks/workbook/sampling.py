@@ -24,6 +24,8 @@ TREE_S = 5.0
 SCRAPE_S = 2.0
 """How often a server is asked: its answer takes milliseconds of the process that also serves the load."""
 ASK_S = 1.0
+ROLE = re.compile(r"VLLM::(?P<engine_core>EngineCore)|VLLM::(?P<worker>Worker)|(?P<front_end>VLLM::APIServer|vllm\.entrypoints|workbook\.engines\.serve)")
+"""What a process of the engine does, by its command line: vLLM gives those that it starts a title."""
 KV_CACHE = re.compile(r"^vllm:kv_cache_usage_perc(?:\{.*\})? (\S+)", re.MULTILINE)
 
 QUERIES: dict[str, Callable[[Any, Any], float]] = {
@@ -52,19 +54,35 @@ class Tree:
         with contextlib.suppress(psutil.NoSuchProcess):
             self._processes += [p for p in self._root.children(recursive=True) if p.pid != os.getpid()]
         self.pids = {p.pid for p in self._processes}
+        self._roles = {p.pid: role for p in self._processes[1:] if (role := _role(p))}
 
-    def usage(self) -> tuple[int, float]:
-        """Bytes resident, summed over the processes (what several of them share counts for each), and the CPU time that
-        they have used, seconds."""
+    def usage(self) -> tuple[int, dict[int, float]]:
+        """Bytes resident, summed over the processes (what several of them share counts for each), and by process id the
+        CPU time that each has used, seconds."""
         if time.monotonic() - self._seen > TREE_S:
             self.refresh()
-        resident, seconds = 0, 0.0
+        resident, seconds = 0, {}
         for process in self._processes:
             with contextlib.suppress(psutil.Error), process.oneshot():
                 times = process.cpu_times()
                 resident += process.memory_info().rss
-                seconds += times.user + times.system
+                seconds[process.pid] = times.user + times.system
         return resident, seconds
+
+    def busiest(self, seconds: dict[int, float]) -> dict[str, float]:
+        """The most that one process of each of the engine's roles used, of what each process used; by role."""
+        found: dict[str, float] = {}
+        for pid, role in self._roles.items():
+            found[role] = max(found.get(role, 0.0), seconds.get(pid, 0.0))
+        return found
+
+
+def _role(process: psutil.Process) -> str:
+    """What a process of the engine does; empty if it is none."""
+    with contextlib.suppress(psutil.Error):
+        if found := ROLE.search(" ".join(process.cmdline())):
+            return str(found.lastgroup)
+    return ""
 
 
 class Gpus:
@@ -143,9 +161,11 @@ def run(process: psutil.Process, gpus: Sequence[int], urls: Sequence[str]) -> No
         busy = psutil.cpu_percent(percpu=True)
         before, began = used, at
         (resident, used), at = tree.usage(), time.monotonic()
-        own = 100 * (used - before) / (at - began) / len(cores)
+        taken = {pid: seconds - before.get(pid, 0.0) for pid, seconds in used.items()}
+        own = 100 * sum(taken.values()) / (at - began) / len(cores)
         row: dict[str, Any] = {"time": at, "cpu_busy_pct": (all_pct := sum(busy[c] for c in cores) / len(cores)), "rss_gb": resident / 1e9,
-                               "others_cpu_pct": max(0.0, all_pct - own)}
+                               "others_cpu_pct": max(0.0, all_pct - own),
+                               **{f"{role}_cpu_pct": 100 * seconds / (at - began) for role, seconds in tree.busiest(taken).items()}}
         row |= watched.sample() if watched else {}
         if "kv_cache_pct" in latest:
             row["kv_cache_pct"] = latest.pop("kv_cache_pct")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import integrate
 
-from workbook import paths
+from workbook import metrics, paths
 from workbook.load import Repetition
 
 STOP_S = 10
@@ -34,7 +34,8 @@ class Sampler:
 
     Columns: time (seconds of `time.monotonic`), cpu_busy_pct (of all cores this process may use),
     others_cpu_pct (the part of it that is neither this process's nor its descendants'), rss_gb (this process
-    and its descendants), kv_cache_pct (of servers), and for each GPU i, where it supports them, gpu<i>_busy_pct,
+    and its descendants), kv_cache_pct (of servers), front_end_cpu_pct, engine_core_cpu_pct and worker_cpu_pct (of one
+    core, the busiest such process of vLLM's, where it has some), and for each GPU i, where it supports them, gpu<i>_busy_pct,
     gpu<i>_memory_gb, gpu<i>_power_w, gpu<i>_energy_j (a counter), gpu<i>_sm_mhz, gpu<i>_memory_mhz, gpu<i>_throttle
     (NVML's reason bits) and gpu<i>_foreign (ids of processes that are not of this tree).
 
@@ -108,6 +109,8 @@ def of_window(frame: pd.DataFrame, begin: float, end: float, output_tokens: int)
     found = {"memory_peak_gb": inside.rss_gb.max() if memory.empty else memory.max(axis=None)}
     if memory.empty and "others_cpu_pct" in inside:
         found["others_cpu_pct"] = inside.others_cpu_pct.mean()
+    elif not memory.empty:  # on a CPU the same processes compute, with as many threads as there are cores
+        found |= {name: inside[name].mean() for role in metrics.PROCESSES if (name := f"{role}_cpu_pct") in inside}
     if not (clocks := inside.filter(regex=r"^gpu\d+_sm_mhz$")).empty:
         found["gpu_clock_mhz"] = clocks.mean(axis=None)
     if "kv_cache_pct" in inside:
