@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from workbook import accuracy, drift
+from workbook import accuracy, drift, exams, goldens, paths, scorers, subjects
 
 
 def test_wilson_interval_at_one_sample_a_question_is_the_textbooks():
@@ -51,6 +51,19 @@ def test_mcnemar_is_exact_and_one_sided():
     found = accuracy.compare(golden, new)
     assert found.p == pytest.approx(11 / 1024)
     assert (found.status, found.drop) == ("REGRESSED", pytest.approx(0.4))
+
+
+@pytest.mark.parametrize("path", sorted((paths.ROOT / "goldens").glob("*/smoke.json")), ids=lambda path: path.parent.name)
+def test_answers_given_to_other_questions_are_found(path):
+    """What the model really stated, as the shipped golden has it: right where it was asked, and not a question later."""
+    golden = goldens.read(path)
+    gold, right, correct = [p.gold for p in subjects.chain_sum(exams.load("smoke"), None)], scorers.SCORERS["numeric"], np.array(golden.correct)
+    scored = np.array([[right(said or "", answer) for said in row] for row, answer in zip(golden.stated, gold, strict=True)])
+    assert (scored == correct).all() and accuracy.compare(correct, scored).status == "PASSED"
+    for later in (1, 7, 20):
+        shuffled = np.array([[right(said or "", answer) for said in row] for row, answer in zip(np.roll(golden.stated, later, axis=0), gold, strict=True)])
+        found = accuracy.compare(correct, shuffled)
+        assert found.status == "REGRESSED" and found.p < 1e-3 and shuffled.mean() < scored.mean() / 2
 
 
 @pytest.mark.parametrize("loss, status", [(0.0, "PASSED"), (0.15, "REGRESSED"), (-0.15, "PASSED")])

@@ -63,6 +63,13 @@ def call(place, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command(*words), env=env(place), capture_output=True, text=True, timeout=500)
 
 
+def call_faulty(place, folder, faults, *words: str) -> subprocess.CompletedProcess:
+    """`call` with an engine that has the faults; `folder` takes the plugin."""
+    own, given = env(place), faulty_engine.installed(folder, **faults)
+    given["PYTHONPATH"] += os.pathsep + own["PYTHONPATH"]
+    return subprocess.run(command(*words), env=own | given, capture_output=True, text=True, timeout=500)
+
+
 @pytest.fixture(scope="module")
 def first(place):
     """run-all on a new platform: one exam runs, one is not for this machine, one is wrong."""
@@ -146,14 +153,11 @@ def test_the_same_again_passes(place, blessed):
     assert list((place / "reports" / "history" / "tiny").glob("*/requests.parquet"))
 
 
-def test_a_regression_is_confirmed_by_a_fresh_engine(place, blessed):
-    """Under a golden twenty times as fast, on controls that allow for any machine: exit 1 after a second session."""
+def test_a_regression_is_confirmed_by_a_fresh_engine(place, blessed, tmp_path):
+    """An engine that sleeps after each step, under a golden whose controls allow for any machine: exit 1 after a second session."""
     (path,) = (place / "goldens").glob("*/tiny.json")
-    faster = blessed.model_copy(deep=True)
-    faster.metrics["output_tok_s"].sessions = [[20 * v for v in s] for s in blessed.metrics["output_tok_s"].sessions]
-    faster.controls = {name: [[1e-9], [1e9]] for name in faster.controls}
-    goldens.write(path, faster)
-    done = call(place, "run", "tiny")
+    goldens.write(path, blessed.model_copy(update={"controls": {name: [[1e-9], [1e9]] for name in blessed.controls}}))
+    done = call_faulty(place, tmp_path, {"slower": 2.0}, "run", "tiny")
     goldens.write(path, blessed)
     found, folder = result(place), place / "reports" / "runs" / "tiny"
     assert (done.returncode, found["status"], [look["status"] for look in found["looks"]]) == (1, "REGRESSED", ["REGRESSED"] * 2), done.stderr
@@ -172,10 +176,7 @@ def test_a_regression_is_confirmed_by_a_fresh_engine(place, blessed):
     ({"temperature": 0.0}, r"all samples are the same for 12 of 12 questions \(100%\); the ceiling of 'identical' is 90%")])
 def test_an_engine_that_does_other_than_it_is_asked(place, blessed, tmp_path, faults, said):
     """The faults are inside vLLM, so that parameters and key are the golden's."""
-    own = env(place)
-    given = faulty_engine.installed(tmp_path, **faults)
-    given["PYTHONPATH"] += os.pathsep + own["PYTHONPATH"]
-    done = subprocess.run(command("run", "tiny", "--set", QUICK), env=own | given, capture_output=True, text=True, timeout=500)
+    done = call_faulty(place, tmp_path, faults, "run", "tiny", "--set", QUICK)
     found = result(place)
     assert (done.returncode, found["status"]) == (2, "INVALID"), done.stderr
     assert re.search(said, found["sentence"]), found["sentence"]
@@ -230,9 +231,7 @@ def test_greedy_answers_that_are_none(place, tmp_path):
     golden.blessing = goldens.Blessing(by="somebody", when=golden.recorded[0], reason="greedy")
     golden.controls = {name: [[1e-9], [1e9]] for name in golden.controls}  # whatever else the machine does
     goldens.write(place / "goldens" / golden.key.platform / "greedy.json", golden)
-    given = faulty_engine.installed(tmp_path / "plugin", temperature=1.0, top_k=20)
-    given["PYTHONPATH"] += os.pathsep + own["PYTHONPATH"]
-    done = subprocess.run(command("run", "greedy", *quick), env=own | given, capture_output=True, text=True, timeout=500)
+    done = call_faulty(place, tmp_path / "plugin", {"temperature": 1.0, "top_k": 20}, "run", "greedy", *quick)
     (place / "params" / "greedy.yaml").unlink()
     found = result(place, "greedy")
     assert (done.returncode, found["status"], found["drift"]["status"]) == (1, "REGRESSED", "PASSED"), done.stderr
