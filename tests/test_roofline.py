@@ -183,7 +183,8 @@ FULL = [(0, 10)] * 8
     ("starved of requests", load([(0, 2), (1, 3), (5, 6)]), 90, {}, "0.5 requests under way on average, of 8 that may run at once; none 33 % of the time"),
     ("starved of requests", load([(0, 10)]), 50, {}, "1.0 requests under way on average, of 8"),
     ("starved of requests", load([(0, 6), (5, 10)]), 95, {"load": "poisson", "request_rate": 1.0, "engine": "async"}, "1.1 requests under way"),
-    ("client-bound", load(FULL), 45, {"client": 97.0}, "takes the answers used 97 % of a core; CPU 45 % busy with 8.0 requests under way"),
+    ("client-bound", load(FULL), 45, {"client": 97.0}, "too) used 97 % of a core; CPU 45 % busy with 8.0 requests under way"),
+    ("client-bound", load(FULL * 2, queued=0.4), 45, {"client": 97.0}, "used 97 % of a core; CPU 45 % busy with 16.0 requests"),
     ("latency-bound", load(FULL), 96, {"client": 97.0}, "CPU 96 % busy"),
     ("host-bound", load(FULL), 45, {}, "CPU 45 % busy with 8.0 requests under way on average, of 8 that may run at once; 20 % of the bandwidth roof"),
     ("latency-bound", load(FULL), 96, {}, "CPU 96 % busy, yet far from both roofs"),
@@ -202,6 +203,8 @@ def test_a_host_that_is_the_bound_is_named_by_its_processes(monkeypatch):
     found = diagnosis.evidence(exam(engine_args={"max_num_seqs": 8}), load(FULL), [one(shares)], {"gpu0_busy_pct": 45}, ROOF)
     said = "of one core, the busiest engine core used 98 %, the busiest front end used 61 %, the client used 20 %"
     assert said in diagnosis.diagnose(found)[1] and found.processes == (("front_end", 61.0), ("engine_core", 98.0))
+    waiting = diagnosis.evidence(exam(engine_args={"max_num_seqs": 8}), load(FULL * 2, queued=0.4), [one(shares)], {"gpu0_busy_pct": 45}, ROOF)
+    assert diagnosis.diagnose(waiting)[0] == "host-bound", "the queue is behind the core"
 
 
 def test_the_device_is_the_gpu_where_there_is_one(monkeypatch):

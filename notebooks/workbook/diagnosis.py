@@ -19,9 +19,9 @@ NEAR_PCT = 60
 and the ramp and the tail of the load are inside the window."""
 BUSY_PCT = 80
 """From here on an accelerator counts as busy: less, and a fifth of the time it waits for something else."""
-CLIENT_PCT = 80
-"""Share of one core from which the process that drives the load is what is measured: one thread does all its work, and
-what it hands over late the engine cannot begin."""
+CORE_PCT = 80
+"""Share of one core from which a process of the host is what the device waits for: one thread does all that counts in
+the one that drives the load, in vLLM's front end and in its engine core, and what it hands over late cannot begin."""
 QUEUE_PCT = 30
 """Share of their time in the engine that requests wait for the scheduler, from which the queue is the bound."""
 PREEMPTED = 0.1
@@ -79,7 +79,8 @@ def diagnose(e: Evidence) -> tuple[str, str]:
         BANDWIDTH: [_roofs(e)],
         COMPUTE: [_roofs(e)],
         QUEUE: [*waits, f"{e.preempted:.2g} preemptions a request", under_way, _roofs(e)],
-        CLIENT: [f"the process that sends the requests and takes the answers used {e.client_pct:.0f} % of a core", f"{busy} with {under_way}", _roofs(e)],
+        CLIENT: [f"the process that sends the requests and takes the answers (with engine async it is vLLM's front end too) used {e.client_pct:.0f} % of a core",
+                 f"{busy} with {under_way}", _roofs(e)],
         STARVED: [under_way, *([f"none {e.idle_pct:.0f} % of the time"] if e.idle_pct >= 1 else []), busy, _roofs(e)],
         HOST: [f"{busy} with {under_way}", *_processes(e), _roofs(e)],
         LATENCY: [f"{busy}, yet far from both roofs: small or slow kernels, or waits inside them", under_way, _roofs(e)],
@@ -91,11 +92,16 @@ def diagnose(e: Evidence) -> tuple[str, str]:
 def _kind(e: Evidence) -> str:
     if max(shares := [x for x in (e.bandwidth_pct, e.compute_pct) if isfinite(x)], default=0) >= NEAR_PCT:
         return BANDWIDTH if e.bandwidth_pct == max(shares) else COMPUTE
-    if e.queue_pct >= QUEUE_PCT or e.preempted >= PREEMPTED:
-        return QUEUE
-    if e.client_pct >= CLIENT_PCT and not e.busy_pct >= BUSY_PCT:
-        return CLIENT
     few, busy = e.in_flight < FEW * e.slots, e.busy_pct >= BUSY_PCT
+    if e.preempted >= PREEMPTED:
+        return QUEUE
+    # Before the queue: where a core is the bound, requests queue behind it, and more slots would change nothing.
+    if not busy and e.client_pct >= CORE_PCT:
+        return CLIENT
+    if not busy and max((share for _, share in e.processes), default=0.0) >= CORE_PCT:
+        return HOST
+    if e.queue_pct >= QUEUE_PCT:
+        return QUEUE
     # A schedule's few requests keep a device busy by their latency alone; more of them would share its steps.
     if e.idle_pct >= IDLE_PCT or few and (e.paced or not busy):
         return STARVED
