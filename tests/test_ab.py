@@ -10,7 +10,7 @@ import psutil
 import pytest
 import scripted_server
 from conftest import ROOT, command, environment, page_of
-from workbook import ab, exams, files, paired, params, paths, plots
+from workbook import ab, exams, files, paired, params, paths, plots, visit
 from workbook.errors import BadInput
 
 TINY = """
@@ -99,6 +99,20 @@ def test_what_is_judged_how(tiny, b, status, words):
     assert paired.verdict_of(experiment, found) == (status, found["output_tok_s"]["sentence"])
     assert re.fullmatch(words, found["output_tok_s"]["sentence"]), found
     assert (found["output_tok_s"]["p"] < 0.05) == (status == "REGRESSED")
+
+
+def test_answers_that_are_worth_nothing_are_no_measurement(tiny):
+    """However fast they came: a visit counts the signs of degeneration where the tokenizer is, and is invalid above a ceiling."""
+    experiment = measured(lambda side, i: 1000)
+    place = paths.ab_folder("tiny") / "visits" / "02-b"
+    free = params.check({"run": "tiny", "num_prompts": 4, "max_tokens": 8})
+    rows = pd.DataFrame({"prompt_id": range(4), "answer": ["", "", "", "yes"], "token_ids": [[], [], [], [5, 6]], "finish_reason": "stop"})
+    rows.to_parquet(place / "runs" / "tiny" / "generations.parquet")
+    assert (found := visit.worthless(free, place / "runs" / "tiny")) == ["3 of 4 answers are empty (75%); the ceiling of 'empty' is 10%"]
+    assert visit.worthless(experiment.exam, place / "runs" / "tiny") == [], "under ignore_eos they mean nothing"
+    files.write_json(place / paired.OUTCOME, {"problem": "", "worthless": found})
+    again = paired.read("tiny")
+    assert again.problems == [f"visit 02-b: {found[0]}"] and paired.verdict_of(again, judged(again))[0] == "INVALID"
 
 
 def test_times_are_judged_the_other_way_round(tiny):

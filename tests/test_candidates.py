@@ -62,6 +62,14 @@ def test_a_session_beside_other_work_is_no_baseline(exam):
     assert candidates.problems(made, exam) == ["session 2 was recorded while other processes took 16 % of the cores; expected at most 5 %"]
 
 
+def test_sessions_that_read_one_model_differently_are_no_baseline(exam):
+    made = candidate(exam)
+    made.self_drift = [0.02, 0.4]
+    assert candidates.problems(made, exam) == ["its sessions read the same answers of the same weights 0.4 nats apart; expected at most 0.1, for 3 times as much would pass as no drift"]
+    made.self_drift = [0.02, 0.1]
+    assert candidates.problems(made, exam) == []
+
+
 def damaged(change):
     values = files.read_json(candidates.path_of("x"))
     change(values)

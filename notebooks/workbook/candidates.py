@@ -11,7 +11,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from scipy import stats
 
-from workbook import accuracy, controls, exams, goldens, metrics, paths, quality, results, runs, verdicts
+from workbook import accuracy, controls, drift, exams, goldens, metrics, paths, quality, results, runs, verdicts
 from workbook.errors import BadInput
 from workbook.goldens import Anchor, Blessed, Blessing, Golden
 from workbook.params import Exam, Gate, nearest
@@ -89,6 +89,8 @@ def problems(candidate: Golden, exam: Exam) -> list[str]:
         found.append(f"it was recorded for run '{candidate.run}'; expected '{exam.run}'")
     if candidate.key.work != exam.work_hash():
         found.append(f"it was recorded with other parameters than {file} has now; expected the work it was recorded with, or a new recording")
+    if (noise := max(candidate.self_drift, default=0.0)) > drift.NOISIEST:
+        found.append(f"its sessions read the same answers of the same weights {noise:.2g} nats apart; expected at most {drift.NOISIEST}, for {drift.NOISE} times as much would pass as no drift")
     found += [f"unknown metric '{name}'{nearest(name, list(metrics.METRICS))}" for name in candidate.metrics if name.partition("@")[0] not in metrics.METRICS]
     found += [f"{name} is gated and was not measured in every session; expected samples of it" for name in exam.gates if name not in candidate.metrics]
     for name in (n for n in watched(exam, candidate) if n in candidate.metrics):

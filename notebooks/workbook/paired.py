@@ -17,7 +17,7 @@ from workbook.verdicts import Verdict
 SCHEMA_VERSION = 1
 PLAN, OUTCOME = "ab.json", "visit.json"
 """What an A/B writes first: pairs, parameters, interpreters; and what a visit writes last: `problem`, empty if its
-notebook got to its end."""
+notebook got to its end, and `worthless`, why its answers are worth nothing."""
 DELTA, MARGIN = 0.03, 0.02
 """The loss that is to be ruled out, and the one up to which a difference is not called one."""
 SPEEDS = ("tok/s", "requests/s", "ms", "s")
@@ -124,15 +124,15 @@ def read_visits(folder: Path, names: list[str], run: str) -> list[Visit]:
 
 def read_visit(folder: Path, run: str, first: Visit | None) -> Visit:
     """A visit from its folder; `first` is the A/B's first one, whose questions this one has to have asked too."""
-    problem = files.read_json(folder / OUTCOME)["problem"]
-    place = folder / "runs" / run
+    outcome = files.read_json(folder / OUTCOME)
+    problem, place = outcome["problem"], folder / "runs" / run
     if problem or not (place / "run.json").exists():
         return Visit(folder.name, problem or "left no run.json", {}, pd.DataFrame())
     record = files.read_json(place / "run.json")
     exam = params.check(record["params"], f"{folder.name}/run.json")
     requests, generations = (pd.read_parquet(place / f"{name}.parquet") for name in ("requests", "generations"))
     measured = sessions.Measured(exam, record, requests)
-    problems = list(sessions.check(measured, generations).problems)
+    problems = list(sessions.check(measured, generations, worthless=outcome.get("worthless", [])).problems)
     if first and first.record and first.record["prompts_sha256"] != record["prompts_sha256"]:
         problems.append(f"its prompts are not those of visit {first.name} (set {record['prompts_sha256'][:12]} and {first.record['prompts_sha256'][:12]}: "
                         "another tokenizer or chat template?), so the speeds do not compare")

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
-from workbook import exams, executor, files, pages, paired, params, paths, runner, runs
+from workbook import degeneration, exams, executor, files, models, pages, paired, params, paths, runner, runs, tokens
 from workbook.params import Exam
 
 
@@ -35,9 +36,16 @@ def main(folder: Path) -> None:
     exam = params.check(yaml.safe_load((folder / "params.yaml").read_text()), "params.yaml")
     place = runs.start(exam.run)
     problem = runner.run_stage(exam, "generate", place)
-    files.write_json(folder / paired.OUTCOME, {"problem": problem})
+    files.write_json(folder / paired.OUTCOME, {"problem": problem, "worthless": [] if problem else worthless(exam, place)})
     pages.write(place / "generate.ipynb", place / "generate.html", f"{exam.run} · {folder.name}",
                 [("← all visits", "../../../../index.html"), (folder.name, "")])
+
+
+def worthless(exam: Exam, place: Path) -> list[str]:
+    """Why the visit's answers are worth nothing, whatever their speed, a sentence each (`degeneration.problems`)."""
+    tokenizer, generations = tokens.Tokenizer(models.resolve(exam)), pd.read_parquet(place / "generations.parquet")
+    signs = degeneration.signs(exam, generations, tokenizer.special(), tokenizer.ends())
+    return degeneration.problems(exam, degeneration.tally(exam, generations[["prompt_id"]].join(signs)))
 
 
 if __name__ == "__main__":
