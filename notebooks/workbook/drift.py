@@ -22,7 +22,7 @@ TOLERANCE = 0.05
 NOISE = 3
 """Where the golden's own sessions read their sequences less alike, that many times what they differed by."""
 NOISIEST = 0.1
-"""The most, in nats, that a golden's own sessions may differ by: three times more is as much as another model moves them."""
+"""The most, in nats, that a golden's own sessions may differ by: with a limit of three times as much nearly anything would pass."""
 ALPHA = 0.01
 """The p below which greedy answers part from the golden's more often than its own sessions did."""
 
