@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from workbook import candidates, controls, files, goldens, metrics, params, results
+from workbook import candidates, files, goldens, metrics, params, results
 from workbook.errors import BadInput
 from workbook.validity import Completeness
 
@@ -200,19 +200,6 @@ def test_a_session_gives_a_golden_one_start_up_time(folders):
 @pytest.mark.parametrize("host, comparable", [(1.05, True), (1.12, True), (1.3, False), (0.8, False)])
 def test_controls_say_whether_the_machine_is_the_same(folders, host, comparable):
     assert results.judge_controls(blessed(folders), {"host_s": [host], "device_s": [2.0]})["comparable"] is comparable
-
-
-@pytest.mark.parametrize("now, driver, comparable", [
-    ({}, "", True), ({"device_s": 3.0, "host_s": 2.0}, "", True), ({"host_beside_s": 1.3}, "", False), ({"copy_beside_s": 0.8}, "", False),
-    ({"device_s": 3.0}, "580", False), ({"host_s": 2.0}, "580", True), ({"host_beside_s": 1.3}, "580", False)])
-def test_the_controls_beside_the_load_decide_where_there_are_some(folders, now, driver, comparable):
-    """A GPU has none beside it."""
-    golden, names = blessed(folders), ("copy_beside_s", "device_s", "host_beside_s", "host_s")
-    golden.controls, golden.environment["driver"] = {name: [[1.0]] for name in names}, driver
-    found = results.judge_controls(golden, {name: [now.get(name, 1.0)] for name in names})
-    assert found["comparable"] is comparable and ("so the machine itself changed" in found["sentence"]) is not comparable
-    assert set(found["moves"]) == set(names) and ("host within them before the load" in found["sentence"]) == ("host_s" not in now)
-    assert controls.deciding(["device_s", "host_s"], on_gpu=False) == ["device_s", "host_s"], "in older goldens there are no others"
 
 
 def test_speeds_do_not_compare_on_cores_that_others_use(folders):

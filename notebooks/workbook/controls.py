@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,6 @@ COPY_BYTES = 64 << 20
 """What is copied between the passes: more than the caches of a server's processor hold for a core."""
 TOLERANCE = 0.10
 """How far outside the golden's sessions a control may be, as a fraction, with speeds still comparable."""
-
-BESIDE = {"host_s": {"host_beside_s"}, "device_s": {"host_beside_s", "copy_beside_s"}}
-"""What a control from before the load gives way to, where it was timed between the passes: the core, and on a CPU, which is the
-device, the core and the memory. A second before the load says little of its minutes: in a session whose load ran at 98 % of the
-one before it, the matrix product had been 30 % slower."""
 
 OTHERS_PCT = 5
 """Of the cores, what processes other than the load's may take while a CPU generates, with speeds still comparable: as
@@ -49,12 +44,6 @@ def move(now: float, known: Sequence[float]) -> float:
     """How far a control's time lies outside those that are known, as a fraction of the nearest: 0 among them, positive
     where it is slower than the slowest, negative where faster than the fastest."""
     return now / min(max(now, min(known)), max(known)) - 1
-
-
-def deciding(names: Iterable[str], on_gpu: bool) -> list[str]:
-    """Those of the controls that say whether speeds compare."""
-    known = set(names)
-    return [name for name in names if not (name in BESIDE and BESIDE[name] <= known and not (on_gpu and name == "device_s"))]
 
 
 def in_own_process(module: str) -> Any:
