@@ -1,10 +1,8 @@
 """A vLLM plugin whose engine does other than it is asked: the faults of a sampler or a scheduler, which no parameter shows.
 
-`FAULTY_ENGINE` holds what it samples with instead, such as {"temperature": 5.0}; two names are its own: `shuffled`, that many
-requests later a question is answered that came before, and `slower`, the share of each step's time that it sleeps after it.
-Reads (`prompt_logprobs`, one token) are left as they are.
+`FAULTY_ENGINE` holds what it samples with instead, such as {"temperature": 5.0}, and `slower`, the share of each step's time that
+it sleeps after it. Reads (`prompt_logprobs`, one token) are left as they are.
 """
-import collections
 import functools
 import json
 import os
@@ -12,7 +10,7 @@ import time
 from pathlib import Path
 
 FAULTS = json.loads(os.environ.get("FAULTY_ENGINE", "{}"))
-SHUFFLED, SLOWER = FAULTS.pop("shuffled", 0), FAULTS.pop("slower", 0.0)
+SLOWER = FAULTS.pop("slower", 0.0)
 
 
 def load() -> None:
@@ -21,16 +19,12 @@ def load() -> None:
     from vllm.v1.request import Request
     if hasattr(Request.__init__, "__wrapped__"):
         return
-    questions: collections.deque[list[int]] = collections.deque()
 
     @functools.wraps(Request.__init__)
     def faulty(self, request_id, prompt_token_ids, sampling_params, *args, original=Request.__init__, **more):
         if sampling_params is not None and sampling_params.max_tokens > 1:
             for name, value in FAULTS.items():
                 setattr(sampling_params, name, value)
-            if SHUFFLED:
-                questions.append(prompt_token_ids)
-                prompt_token_ids = questions.popleft() if len(questions) > SHUFFLED else prompt_token_ids
         original(self, request_id, prompt_token_ids, sampling_params, *args, **more)
     Request.__init__ = faulty
     if SLOWER:
