@@ -202,6 +202,24 @@ def test_controls_say_whether_the_machine_is_the_same(folders, host, comparable)
     assert results.judge_controls(blessed(folders), {"host_s": [host], "device_s": [2.0]})["comparable"] is comparable
 
 
+@pytest.mark.parametrize("now, comparable", [
+    ({}, True), ({"device_s": 3.0, "host_s": 2.0}, True), ({"host_beside_s": 1.3}, False), ({"device_beside_s": 0.8}, False), ({"copy_beside_s": 0.8}, False)])
+def test_the_controls_beside_the_load_decide(folders, now, comparable):
+    golden, names = blessed(folders), ("copy_beside_s", "device_beside_s", "device_s", "host_beside_s", "host_s")
+    golden.controls = {name: [[1.0]] for name in names}
+    found = results.judge_controls(golden, {name: [now.get(name, 1.0)] for name in names})
+    assert found["comparable"] is comparable and ("so the machine itself changed" in found["sentence"]) is not comparable
+    assert set(found["moves"]) == set(names) and ("host within them before the load" in found["sentence"]) == ("host_s" not in now)
+
+
+@pytest.mark.parametrize("device, comparable", [(1.0, True), (1.3, False)])
+def test_the_device_before_the_load_decides_where_none_was_timed_beside_it(folders, device, comparable):
+    """A GPU, and a golden of before."""
+    golden, now = blessed(folders), {"device_beside_s": [1.0], "device_s": [device], "host_beside_s": [1.0], "host_s": [2.0]}
+    golden.controls = {name: [[1.0]] for name in ("device_s", "host_beside_s", "host_s")}
+    assert results.judge_controls(golden, now)["comparable"] is comparable
+
+
 def test_speeds_do_not_compare_on_cores_that_others_use(folders):
     golden, still = blessed(folders), {"host_s": [1.05], "device_s": [2.0]}
     assert results.judge_controls(golden, still, others_pct=4.9)["comparable"]

@@ -1,5 +1,6 @@
 """What depends on the machine: platform, controls, and what engines are started with."""
 import os
+import time
 import types
 
 import pytest
@@ -54,6 +55,14 @@ def test_controls_time_both_pieces():
     found = controls.measure()
     assert {k: len(v) for k, v in found.items()} == {"host_s": controls.SAMPLES, "device_s": controls.SAMPLES}
     assert all(t > 0 for v in found.values() for t in v)
+
+
+@pytest.mark.parametrize("gpus, names", [((), {"device_beside_s", "host_beside_s", "copy_beside_s"}), (("a GPU",), {"host_beside_s", "copy_beside_s"})])
+def test_controls_beside_the_load_are_quick(monkeypatch, gpus, names):
+    monkeypatch.setattr(platforms, "gpus", lambda: gpus)
+    began = time.monotonic()
+    found = controls.beside()
+    assert found.keys() == names and 0 < sum(found.values()) < time.monotonic() - began
 
 
 def test_the_engine_uses_every_core_and_the_exam_wins(monkeypatch):

@@ -2,23 +2,29 @@
 
 If they run at another speed than when the golden was recorded, the machine changed, and a change of the
 engine's speed says nothing. Two run before the engine is started, in a process of their own: the kernel must use
-neither OpenMP nor CUDA until then. Two small ones run beside the load, between its passes: a neighbour on a shared
-machine comes and goes in less time than a session takes.
+neither OpenMP nor CUDA until then. Small ones run beside the load, between its passes: a neighbour on a shared
+machine comes and goes in less time than a session takes. Where a piece of the machine was timed at both times, the
+time beside the load decides.
 """
 import json
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from workbook import paths
+from workbook import paths, platforms
 
 SAMPLES = 5
 COPY_BYTES = 64 << 20
 """What is copied between the passes: more than the caches of a server's processor hold for a core."""
+PRODUCT_SIDE = 1536
+"""Of the matrices that are multiplied between the passes, on a CPU: a product takes a few hundredths of a second on two cores."""
+SPIN_S = 0.2
+"""How long numpy's threads may look for more to do before they sleep: a tenth of a second, and the next pass is not to share its cores with them."""
 TOLERANCE = 0.10
 """How far outside the golden's sessions a control may be, as a fraction, with speeds still comparable."""
 
@@ -34,10 +40,26 @@ def measure() -> dict[str, list[float]]:
 
 
 def beside() -> dict[str, float]:
-    """Seconds of the controls that run between the passes of a load, one of each, in the caller's thread:
-    `host_beside_s` (the Python loop) and `copy_beside_s` (a copy in the host's memory); an eighth of a second in all."""
+    """Seconds of the controls that run between the passes of a load, one of each, while the engine waits:
+    `host_beside_s` (the Python loop) and `copy_beside_s` (a copy in the host's memory) in the caller's thread, and where a
+    CPU is the device `device_beside_s` (a matrix product on all cores); half a second in all.
+
+    Not before an engine is started: numpy's threads do not survive a fork."""
     source, target = np.ones(COPY_BYTES, dtype=np.uint8), np.ones(COPY_BYTES, dtype=np.uint8)  # written: the pages are there
-    return {"host_beside_s": _seconds(_host), "copy_beside_s": min(_seconds(lambda: np.copyto(target, source)) for _ in range(3))}
+    found = {"host_beside_s": _seconds(_host), "copy_beside_s": min(_seconds(lambda: np.copyto(target, source)) for _ in range(3))}
+    if not platforms.gpus():
+        a = np.random.default_rng(0).random((PRODUCT_SIDE, PRODUCT_SIDE), dtype=np.float32)
+        a @ a  # its threads are awake
+        found["device_beside_s"] = statistics.median(_seconds(lambda: a @ a) for _ in range(3))
+        time.sleep(SPIN_S)
+    return found
+
+
+def deciding(names: Iterable[str]) -> list[str]:
+    """Those of the controls that say whether speeds compare: `host_s` and `device_s`, a second's worth of before the
+    load, only where there is no `host_beside_s` and `device_beside_s`, which were timed all through it."""
+    known = set(names)
+    return [name for name in names if name.removesuffix("_s") + "_beside_s" not in known]
 
 
 def move(now: float, known: Sequence[float]) -> float:

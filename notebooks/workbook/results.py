@@ -64,8 +64,10 @@ def judge_controls(golden: goldens.Golden, *measured: dict[str, list[float]], ot
         others_pct: of the cores, what other processes took while it was measured, where the CPU is what generates.
     """
     moves = goldens.control_moves(golden, *measured)
-    moved = {k: v for k, v in moves.items() if abs(np.log1p(v)) > np.log1p(controls.TOLERANCE)}
-    said = ", ".join(f"{k.removesuffix('_s')} " + (f"{abs(v) * 100:.0f} % {'slower' if v > 0 else 'faster'}" if v else "within them") for k, v in moves.items())
+    deciding = controls.deciding(moves)
+    moved = {k: moves[k] for k in deciding if abs(np.log1p(moves[k])) > np.log1p(controls.TOLERANCE)}
+    said = ", ".join(f"{k.removesuffix('_s')} " + (f"{abs(v) * 100:.0f} % {'slower' if v > 0 else 'faster'}" if v else "within them")
+                     + (" before the load" if k not in deciding else "") for k, v in moves.items())
     sentence = f"the fixed work against the golden's sessions: {said or 'the golden has none'}"
     if moved:
         sentence += f"; that is more than {controls.TOLERANCE:.0%}, so the machine itself changed and speeds do not compare"

@@ -104,7 +104,7 @@ class Tuning:
         """How the machine itself differed from the untuned run's visits, in words, where one of the controls lies outside
         theirs by more than is tolerated, so that the speeds do not compare; else empty. Of several visits the middle counts."""
         found = []
-        for name in self.of(UNTUNED)[0].record["controls"]:
+        for name in controls.deciding(self.of(UNTUNED)[0].record["controls"]):
             known, now_s = ([float(np.median(v.record["controls"][name])) for v in self.of(which)] for which in (UNTUNED, setting))
             move = controls.move(float(np.median(now_s)), known)
             if abs(np.log1p(move)) > np.log1p(controls.TOLERANCE):
