@@ -3,10 +3,11 @@ import os
 import time
 import types
 
+import psutil
 import pytest
 from workbook import controls, params, platforms
 from workbook.engines import base
-from workbook.errors import BadInput
+from workbook.errors import BadInput, Stopped
 
 EXAM = params.check({"run": "x"})
 
@@ -57,12 +58,34 @@ def test_controls_time_both_pieces():
     assert all(t > 0 for v in found.values() for t in v)
 
 
-@pytest.mark.parametrize("gpus, names", [((), {"device_beside_s", "host_beside_s", "copy_beside_s"}), (("a GPU",), {"host_beside_s", "copy_beside_s"})])
-def test_controls_beside_the_load_are_quick(monkeypatch, gpus, names):
-    monkeypatch.setattr(platforms, "gpus", lambda: gpus)
-    began = time.monotonic()
-    found = controls.beside()
-    assert found.keys() == names and 0 < sum(found.values()) < time.monotonic() - began
+@pytest.mark.parametrize("cpu, names", [(True, {"device_beside_s", "host_beside_s", "copy_beside_s"}), (False, {"host_beside_s", "copy_beside_s"})])
+def test_controls_beside_the_load_are_quick(cpu, names):
+    with controls.beside(cpu) as times:
+        began = time.monotonic()
+        found = times()
+        assert found.keys() == names and 0 < sum(found.values()) < time.monotonic() - began
+
+
+def test_controls_beside_the_load_use_all_cores_though_the_kernel_is_bound_to_one():
+    """As it is by an engine in its own process."""
+    one = {min(controls.CORES)}
+    os.sched_setaffinity(0, one)
+    try:
+        with controls.beside(cpu=False):
+            (process,) = psutil.Process().children()
+            assert (set(process.cpu_affinity()), os.sched_getaffinity(0)) == (controls.CORES, one)
+        assert not process.is_running()
+    finally:
+        os.sched_setaffinity(0, controls.CORES)
+
+
+def test_controls_whose_process_ends_stop_the_session(monkeypatch):
+    with pytest.raises(Stopped, match=r"the process of the controls ended with code -9: $"), controls.beside(cpu=False) as times:
+        psutil.Process().children()[0].kill()
+        times()
+    monkeypatch.setattr(controls, "CORES", {1 << 20})
+    with pytest.raises(Stopped, match=r"the process of the controls ended with code 1: OSError: .*Invalid argument"), controls.beside(cpu=False):
+        raise AssertionError("it was never ready")
 
 
 def test_the_engine_uses_every_core_and_the_exam_wins(monkeypatch):

@@ -1,4 +1,5 @@
 """A session of any exam's load: its warm-up, and what is kept of it when it ends early, in memory and on the disk."""
+import contextlib
 import math
 import signal
 import subprocess
@@ -22,7 +23,7 @@ EXAM = params.check({"run": "x", "num_prompts": 6, "max_tokens": 11, "repetition
 @pytest.fixture(autouse=True)
 def no_controls(monkeypatch):
     """They take a tenth of a second, or one on a busy machine: tests of a deadline of one second are not about them."""
-    monkeypatch.setattr(controls, "beside", dict)
+    monkeypatch.setattr(controls, "beside", lambda cpu: contextlib.nullcontext(dict))
 
 
 def answered(request, at=1.0, reason="length"):
@@ -109,11 +110,24 @@ def test_a_sweep_is_warm_when_all_its_points_together_are(monkeypatch):
 def test_controls_are_timed_beside_the_load_and_not_in_it(monkeypatch):
     """Before the first measured pass and after each; a pass is no longer for it."""
     times = []
-    monkeypatch.setattr(controls, "beside", lambda: times.append(time.monotonic()) or {"host_beside_s": 0.3})
+    monkeypatch.setattr(controls, "beside", lambda cpu: contextlib.nullcontext(lambda: times.append(time.monotonic()) or {"host_beside_s": 0.3}))
     found = measured(Paced(0.05))
     assert found.controls == {"host_beside_s": [0.3] * 3}
     first, second = found.done
     assert times[0] <= first.arrival and first.finished <= times[1] <= second.arrival and second.finished <= times[2]
+
+
+@pytest.mark.parametrize("at, whole", [(1, 0), (2, 1)])
+def test_an_interruption_between_two_passes_loses_nothing(monkeypatch, at, whole):
+    times = iter(range(1, 9))
+
+    def interrupted():
+        if next(times) == at:
+            raise KeyboardInterrupt
+        return {}
+    monkeypatch.setattr(controls, "beside", lambda cpu: contextlib.nullcontext(interrupted))
+    found = measured(Paced(0.0))
+    assert (found.stopped, found.interrupted, len(found.done)) == ("interrupted", True, whole)
 
 
 def test_every_point_of_a_sweep_is_measured_in_each_repetition():

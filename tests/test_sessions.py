@@ -2,6 +2,7 @@
 
 The engine is a scripted server, whose speed and faults are the test's own; the notebooks are the real ones.
 """
+import contextlib
 import dataclasses
 import shutil
 import subprocess
@@ -52,7 +53,7 @@ def taken(first_session, folders):
 @pytest.fixture
 def quick_controls(monkeypatch):
     monkeypatch.setattr(controls, "measure", lambda: CONTROLS)
-    monkeypatch.setattr(controls, "beside", dict)
+    monkeypatch.setattr(controls, "beside", lambda cpu: contextlib.nullcontext(dict))
 
 
 def golden_of(folder, faster: float) -> goldens.Golden:

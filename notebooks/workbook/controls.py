@@ -2,29 +2,36 @@
 
 If they run at another speed than when the golden was recorded, the machine changed, and a change of the
 engine's speed says nothing. Two run before the engine is started, in a process of their own: the kernel must use
-neither OpenMP nor CUDA until then. Small ones run beside the load, between its passes: a neighbour on a shared
-machine comes and goes in less time than a session takes. Where a piece of the machine was timed at both times, the
-time beside the load decides.
+neither OpenMP nor CUDA until then. Small ones run beside the load, between its passes, since a neighbour on a shared
+machine comes and goes in less time than a session takes; these too in a process of their own, for the engine decides
+on which cores the kernel's threads run. Where a piece of the machine was timed at both times, the time beside the load
+decides.
 """
+import contextlib
 import json
-import statistics
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from workbook import paths, platforms
+from workbook import paths
+from workbook.errors import Stopped
 
+CORES = os.sched_getaffinity(0)
+"""The cores of this process before an engine in it binds its threads to some of them."""
 SAMPLES = 5
 COPY_BYTES = 64 << 20
 """What is copied between the passes: more than the caches of a server's processor hold for a core."""
-PRODUCT_SIDE = 1536
-"""Of the matrices that are multiplied between the passes, on a CPU: a product takes a few hundredths of a second on two cores."""
-SPIN_S = 0.2
-"""How long numpy's threads may look for more to do before they sleep: a tenth of a second, and the next pass is not to share its cores with them."""
+LAYERS, ROWS, WIDTH, FFN = 30, 128, 576, 1536
+"""The small transformer whose layers a CPU runs between the passes: that of the embedded model, with the requests of a batch. Of
+what was tried (a loop and a copy on one core or all, float32 products) its time follows the load's best from one minute to the next."""
+LAYERS_S = 0.5
+"""How long it runs each time: single passes of it vary by a tenth, as a load's do."""
 TOLERANCE = 0.10
 """How far outside the golden's sessions a control may be, as a fraction, with speeds still comparable."""
 
@@ -39,20 +46,57 @@ def measure() -> dict[str, list[float]]:
     return in_own_process("workbook.controls")
 
 
-def beside() -> dict[str, float]:
-    """Seconds of the controls that run between the passes of a load, one of each, while the engine waits:
-    `host_beside_s` (the Python loop) and `copy_beside_s` (a copy in the host's memory) in the caller's thread, and where a
-    CPU is the device `device_beside_s` (a matrix product on all cores); half a second in all.
+@contextlib.contextmanager
+def beside(cpu: bool) -> Iterator[Callable[[], dict[str, float]]]:
+    """The controls that run between the passes of a load, while the engine waits: a process of their own for as long as
+    the context is open, so that nothing is imported between two passes. What it gives is called for each time.
 
-    Not before an engine is started: numpy's threads do not survive a fork."""
+    Args:
+        cpu: whether it is this machine's CPU that generates.
+
+    Returns:
+        Of a call: seconds of each control, one of each: `host_beside_s` (the Python loop) and `copy_beside_s` (a copy in
+        the host's memory) on one core, and of a CPU that generates `device_beside_s` (the layers of a small transformer on
+        all cores); a second in all.
+
+    Raises:
+        Stopped: that process has ended; from entering and from a call.
+    """
+    with subprocess.Popen([sys.executable, "-c", f"from workbook import controls; controls.serve({sorted(CORES)}, {cpu})"], text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=paths.child_environment()) as process:
+        try:
+            _answer(process)
+            yield lambda: _answer(process)
+        finally:
+            process.kill()
+
+
+def _answer(process: subprocess.Popen) -> dict[str, float]:
+    with contextlib.suppress(BrokenPipeError):  # then there is no answer
+        process.stdin.write("\n")
+        process.stdin.flush()
+    if line := process.stdout.readline():
+        return json.loads(line)
+    raise Stopped(f"the process of the controls ended with code {process.wait()}: {(process.stderr.read().strip().splitlines() or [''])[-1]}")
+
+
+def serve(cores: list[int], cpu: bool) -> None:
+    """What the process of `beside` does: a line of times for each line it reads. It is told its cores, for the thread
+    that started it may have been bound to some of them by an engine."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is for the kernel, which ends this process
+    os.sched_setaffinity(0, cores)
     source, target = np.ones(COPY_BYTES, dtype=np.uint8), np.ones(COPY_BYTES, dtype=np.uint8)  # written: the pages are there
-    found = {"host_beside_s": _seconds(_host), "copy_beside_s": min(_seconds(lambda: np.copyto(target, source)) for _ in range(3))}
-    if not platforms.gpus():
-        a = np.random.default_rng(0).random((PRODUCT_SIDE, PRODUCT_SIDE), dtype=np.float32)
-        a @ a  # its threads are awake
-        found["device_beside_s"] = statistics.median(_seconds(lambda: a @ a) for _ in range(3))
-        time.sleep(SPIN_S)
-    return found
+    layers = _layers() if cpu else None
+    for _ in sys.stdin:
+        found = {"host_beside_s": _seconds(_host), "copy_beside_s": min(_seconds(lambda: np.copyto(target, source)) for _ in range(3))}
+        if layers:
+            layers()  # its threads are awake
+            began, passes = time.perf_counter(), 0
+            while time.perf_counter() - began < LAYERS_S:
+                layers()
+                passes += 1
+            found["device_beside_s"] = (time.perf_counter() - began) / passes
+        print(json.dumps(found), flush=True)
 
 
 def deciding(names: Iterable[str]) -> list[str]:
@@ -101,6 +145,25 @@ def _device():
             wide.clone()
         if on_gpu:
             torch.cuda.synchronize()
+    return work
+
+
+def _layers() -> Callable[[], None]:
+    """A function that runs the layers of a small transformer once, without attention, in bfloat16 on all cores."""
+    import torch
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    sizes = [(WIDTH, WIDTH + WIDTH // 3 * 2), (WIDTH, WIDTH), (WIDTH, 2 * FFN), (FFN, WIDTH)]  # queries, keys and values of a third; output; gate and up; down
+    weights = [[torch.randn(size, dtype=torch.bfloat16) / size[0] ** 0.5 for size in sizes] for _ in range(LAYERS)]
+    rows = torch.randn(ROWS, WIDTH, dtype=torch.bfloat16)
+
+    @torch.inference_mode()
+    def work() -> None:
+        x = rows
+        for attention, output, up, down in weights:
+            x = torch.nn.functional.layer_norm(x + (x @ attention)[:, :WIDTH] @ output, (WIDTH,))
+            gate, value = (x @ up).chunk(2, dim=1)
+            x = x + torch.nn.functional.silu(gate) * value @ down
     return work
 
 

@@ -2,13 +2,14 @@
 when it ends early."""
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from workbook import controls, files, load, results, runs, schemas
+from workbook import controls, files, load, platforms, results, runs, schemas
 from workbook.engines import Request
 from workbook.errors import Stopped
 from workbook.params import Exam
@@ -64,9 +65,9 @@ class Session:
     stopped: str = ""
     interrupted: bool = False
 
-    def control(self) -> None:
+    def control(self, beside: Callable[[], dict[str, float]]) -> None:
         """Time the controls once more."""
-        for name, seconds in controls.beside().items():
+        for name, seconds in beside().items():
             self.controls.setdefault(name, []).append(seconds)
 
     def record(self, number: int = 1, startup_s: float = 0.0) -> dict[str, Any]:
@@ -86,16 +87,19 @@ def measure(engine, exam: Exam, batch: list[Request], deadline: float = math.inf
     found = Session()
     labels = [f"{what}repetition {i}/{exam.repetitions}" for i in range(1, exam.repetitions + 1)]
     try:
-        warm_up(engine, exam, batch, found.warmup, deadline, what)
-        found.control()
-        for done in load.passing(engine, exam, batch, labels, deadline=deadline):
-            found.done.append(done)
-            _refuse_silence(done, labels[done.number - 1])
-            found.control()
+        with controls.beside(cpu=exam.engine != "endpoint" and not platforms.gpus()) as beside:
+            warm_up(engine, exam, batch, found.warmup, deadline, what)
+            found.control(beside)
+            for done in load.passing(engine, exam, batch, labels, deadline=deadline):
+                found.done.append(done)
+                _refuse_silence(done, labels[done.number - 1])
+                found.control(beside)
     except Stopped as early:
         found.stopped, found.interrupted = str(early), isinstance(early.__cause__, KeyboardInterrupt)
         if isinstance(early, load.Unfinished):
             found.done.append(early.found)
+    except KeyboardInterrupt:  # between two passes
+        found.stopped, found.interrupted = "interrupted", True
     return found
 
 
