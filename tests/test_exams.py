@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 from conftest import ROOT, environment
-from workbook import catalogue, exams, models, params, platforms, runner
+from workbook import catalogue, exams, models, params, platforms, runner, sweeps
 from workbook.errors import BadInput
 
 BASE = "run: a\nseed: 5\nengine_args:\n  max_num_seqs: 8\n  enforce_eager: true\n"
@@ -192,6 +192,16 @@ def test_every_gpu_exam_has_variants_for_1_2_4_and_8():
         for count in (1, 2, 4, 8):
             exam = exams.load(f"{file}@gpu{count}")
             assert exam.requires.gpus == count == platforms.workers(exam) * exam.replicas
+
+
+@pytest.mark.parametrize("exam", [exam for exam in (
+    *map(exams.load, exams.select("megatron-583m-static")), *sweeps.load("megatron-583m-static@gpu1").settings.values()) if "kv_cache_memory_bytes" in exam.engine_args],
+    ids=lambda exam: f"{exam.replicas} replicas of {exam.run}")
+def test_a_kv_cache_of_fixed_size_holds_what_may_run_at_once(exam):
+    """Else requests are preempted, and the exam measures prompts that are read twice."""
+    shape = json.loads((models.SHAPES / f"{exam.model}.json").read_text())
+    a_token = 2 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["head_dim"] * 2  # keys and values, two bytes each
+    assert exam.engine_args["max_num_seqs"] * (exam.input_len + exam.output_len) * a_token <= exam.engine_args["kv_cache_memory_bytes"]
 
 
 def test_verls_exam_is_as_verl_writes_it():

@@ -187,6 +187,9 @@ def test_replicas_are_placed_on_gpus_of_their_own_where_there_are_enough(monkeyp
     assert [server.placement(asked, i)["CUDA_VISIBLE_DEVICES"] for i in (0, 1)] == ["5,6", "5,6"] and platforms.accelerators_used(asked) == 2
     four = asked.model_copy(update={"replicas": 4, "engine_args": {}})
     assert [server.placement(four, i)["CUDA_VISIBLE_DEVICES"] for i in range(4)] == ["5", "6", "5", "6"] and platforms.accelerators_used(four) == 2
+    one = params.check(four.model_dump() | {"requires": {"device": "gpu", "gpus": 1}})
+    assert [server.placement(one, i)["CUDA_VISIBLE_DEVICES"] for i in range(4)] == ["5"] * 4, "an exam for one GPU is not spread over a host's two"
+    assert platforms.platform_id(one) == "G x1" and [g.index for g in platforms.used_gpus(one)] == [5]
     monkeypatch.setattr(platforms, "gpus", lambda: ())
     monkeypatch.setattr(platforms, "cores", lambda: [0, 1, 2, 3])
     assert [server.placement(asked, i)["VLLM_CPU_OMP_THREADS_BIND"] for i in (0, 1)] == ["0|1", "2|3"]

@@ -83,7 +83,7 @@ class Exam(Section):
     weights_sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$", description="expected hash of the weights; empty: not asserted")
     engine: Literal["offline", "async", "server", "endpoint"] = Field("offline", description="how vLLM is driven: vllm.LLM; AsyncLLM, which can run data parallel; servers started for the run; or any OpenAI-compatible server that runs already")
     endpoint: str = Field("", description="URL of the server (engine endpoint), without a user name, password or query; its API key comes from the environment variable OPENAI_API_KEY")
-    replicas: int = Field(1, ge=1, description="servers side by side (engine server), on GPUs of their own where there are enough, else on the same")
+    replicas: int = Field(1, ge=1, description="servers side by side (engine server), on GPUs of their own where the exam requires enough (or there are enough, where it names no number), else on the same")
     engine_args: dict[str, Any] = Field({}, description="passed to vLLM's engine as they are; lora_modules: {name: folder} puts an adapter on every request")
     env: dict[str, str] = Field({}, description="environment variables of the engine")
     n: int = Field(1, ge=1, description="samples of each prompt, each a request of its own")

@@ -92,11 +92,12 @@ def workers(exam: Exam) -> int:
 
 def accelerators_used(exam: Exam) -> int:
     """How many GPUs of this machine the exam takes, 0 without a GPU and for an endpoint: replicas have GPUs of their
-    own as long as there are some, and share them after that. Raises as `workers`."""
+    own as long as there are some, of those that it requires or of all where it names no number, and share them after
+    that. Raises as `workers`."""
     if not gpus() or exam.engine == "endpoint":
         return 0
-    each = workers(exam)
-    return each * min(exam.replicas, max(1, len(gpus()) // each))
+    each, available = workers(exam), min(exam.requires.gpus or len(gpus()), len(gpus()))
+    return each * min(exam.replicas, max(1, available // each))
 
 
 def platform_id(exam: Exam) -> str:
