@@ -219,6 +219,18 @@ def test_a_loss_wants_to_be_accepted(exam):
     assert bless(accept_regression=True)[0].history[-1].means["output_tok_s"] == pytest.approx(85.0, rel=1e-3)
 
 
+def test_sessions_that_are_added_to_a_golden_are_what_is_judged(exam):
+    """Or one slow session after the other would pass among the many that were there."""
+    candidate(exam)
+    bless()
+    candidate(exam, SPEEDS + scaled(0.94)[:1])
+    refused, said = bless()
+    assert "output_tok_s -5.9 %; expected no loss" in refused and "3 of the new sessions are the old ones; the change is that of the 1 added to them" in said
+    candidate(exam, SPEEDS + scaled(1.01)[:2])
+    golden, said = bless()
+    assert len(golden.sessions) == 5 and len(golden.history) == 2 and "PASSED" in said
+
+
 def test_answers_that_got_worse_want_to_be_accepted(exam):
     candidate(exam, right=0.7)
     bless()

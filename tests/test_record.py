@@ -76,6 +76,21 @@ def test_sessions_are_added_until_there_are_enough(place, blessed):
     assert any(json.loads(p.read_text())["sessions"] == json.loads(partial)["sessions"] for p in (place / "reports" / "history" / "goldens" / "candidates").glob("*.json"))
 
 
+@pytest.mark.engine
+def test_sessions_are_added_to_the_golden_where_no_candidate_is(place, blessed):
+    """A host that is new each time: what it has is the checkout."""
+    (path,) = (place / "goldens").glob("*/quick.json")
+    candidates.path_of("quick").unlink()
+    added = call("record", "quick", "--sessions", "1", "--add")
+    assert added.returncode == 0, added.stderr
+    before, made = goldens.read(path), goldens.read(candidates.path_of("quick"))
+    assert made.sessions[:3] == before.sessions and len(made.sessions) == 4 and (made.blessing, made.anchor, made.history) == (None, None, [])
+    done = call("bless", "quick", "--reason", "a fourth", "--accept-regression")  # this machine may be busy
+    assert done.returncode == 0 and "3 of the new sessions are the old ones" in done.stdout + done.stderr, done.stderr
+    after = goldens.read(path)
+    assert (len(after.sessions), len(after.history), after.anchor) == (4, 2, before.anchor)
+
+
 @pytest.fixture
 def whole(place, blessed):
     """The golden's file, put back after the test, and a function that compares the last session with it again."""
@@ -198,7 +213,7 @@ def test_what_could_not_be_blessed_is_not_recorded(place, words, said):
 
 def test_adding_wants_the_same_thing(place, folders):
     (folders / "params" / "quick.yaml").write_text((place / "params" / "quick.yaml").read_text())
-    with pytest.raises(BadInput, match="no candidate to add to; expected `make record RUN=quick` without ADD=1 first"):
+    with pytest.raises(BadInput, match="no golden, and no candidate, to add to; expected `make record RUN=quick` without ADD=1 first"):
         recording.record("quick", add=True)
     exam = exams.load("quick")
     subject = {"engine_args": {"max_num_seqs": 4}, "env": {}, "packages": platforms.versions(), "driver": platforms.driver(), "commit": platforms.git_state()["commit"]}

@@ -145,7 +145,8 @@ def _noise(name: str, sessions: list[list[float]], exam: Exam, file: str) -> str
 
 
 def changes(candidate: Golden, golden: Golden | None, anchor: Anchor | None, names: list[str]) -> list[Change]:
-    """Old and new of each metric, judged as a run is judged.
+    """Old and new of each metric, judged as a run is judged. Where the candidate has the golden's own sessions with others
+    added to them, it is these that are judged.
 
     Args:
         golden: what is replaced; None where nothing comparable is.
@@ -157,11 +158,18 @@ def changes(candidate: Golden, golden: Golden | None, anchor: Anchor | None, nam
         if anchor and name in anchor.medians:
             change = change._replace(drift=100 * (_median(new.sessions) / anchor.medians[name] - 1))
         if golden and name in golden.metrics:
-            verdict = verdicts.judge(golden.metrics[name].sessions, new.sessions, direction=new.direction, prior_sd=results.prior_sd(name))
+            added = new.sessions[_shared(candidate, golden):]
+            verdict = verdicts.judge(golden.metrics[name].sessions, added, direction=new.direction, prior_sd=results.prior_sd(name))
             shift, *ends = (verdicts.change(x, new.direction) * 100 for x in (verdict.effect, verdict.low, verdict.high))
             change = change._replace(old=goldens.mean(golden.metrics[name].sessions), shift=shift, low=min(ends), high=max(ends), status=verdict.status)
         found.append(change)
     return found
+
+
+def _shared(candidate: Golden, golden: Golden) -> int:
+    """How many of the candidate's first sessions are the golden's own, where others follow them; else 0."""
+    count = len(golden.sessions)
+    return count if len(candidate.sessions) > count and candidate.sessions[:count] == golden.sessions else 0
 
 
 def table(found: list[Change], anchor: Anchor | None) -> str:
@@ -255,6 +263,8 @@ def _report(candidate: Golden, golden: Golden | None, comparable: Golden | None,
     lines = [f"{candidate.run} on {candidate.key.platform}", f"old: {old}", f"new: {_sessions(candidate)}"]
     if golden and not comparable:
         lines.append("the old one was recorded with other parameters or prompts: the two do not compare, and drift is counted from the new one")
+    if comparable and (shared := _shared(candidate, comparable)):
+        lines.append(f"{shared} of the new sessions are the old ones; the change is that of the {len(candidate.sessions) - shared} added to them")
     if comparable:
         moved = results.judge_controls(comparable, {name: [x for s in sessions for x in s] for name, sessions in candidate.controls.items()})
         lines += [] if moved["comparable"] else [moved["sentence"]]

@@ -15,7 +15,8 @@ def record(name: str, overrides: Written | None = None, sessions: int = candidat
     say, without a confirming one; its results are kept in the history. A candidate that was there is kept in the history too.
 
     Args:
-        add: put the sessions to those of the candidate that is there.
+        add: put the sessions to those of the candidate that is there, or where there is none to those of the golden of
+            this platform, as on a host that is new each time.
 
     Returns:
         The candidate, with the problems that speak against blessing it, if it has enough sessions to tell.
@@ -27,12 +28,14 @@ def record(name: str, overrides: Written | None = None, sessions: int = candidat
         raise BadInput(f"SESSIONS is {sessions}; expected 1 or more")
     exam = _exam(name, overrides)
     path = candidates.path_of(name)
-    candidate = _extended(path, exam) if add else None
+    candidate = _extended(exam) if add else None
     _refuse_changes()
     platforms.require(exam)
     models.resolve(exam)
     with runner.Reports():
         candidates.keep(path)
+        if candidate:
+            goldens.write(path, candidate)
         for number in range(1, sessions + 1):
             runner.say(f"\n{exam.run}: session {number} of {sessions}")
             session = _session(exam, f"{number - 1} of this recording are kept" if number > 1 else "", str(path) if candidate else "")
@@ -57,11 +60,12 @@ def _refuse_changes() -> None:
         raise BadInput(f"the checkout has uncommitted changes ({', '.join(changed[:3])}{rest}); expected a clean one, so that the golden's commit says what was measured")
 
 
-def _extended(path: Path, exam: Exam) -> Golden:
-    """The candidate that sessions are added to, if they can be: all is compared that is known before an engine starts."""
-    if not path.exists():
-        raise BadInput(f"{path}: no candidate to add to; expected `make record RUN={exam.run}` without ADD=1 first")
-    candidate = goldens.read(path)
+def _extended(exam: Exam) -> Golden:
+    """What sessions are added to, if they can be: all is compared that is known before an engine starts."""
+    path = candidates.path_of(exam.run)
+    if not path.exists() and not (path := goldens.path_of(platforms.platform_id(exam), exam.run)).exists():
+        raise BadInput(f"{path}: no golden, and no candidate, to add to; expected `make record RUN={exam.run}` without ADD=1 first")
+    candidate = goldens.read(path).model_copy(update={"blessing": None, "anchor": None, "history": []})
     key = candidate.key.model_copy(update={"work": exam.work_hash(), "platform": platforms.platform_id(exam)})
     subject = {"engine_args": exam.engine_args, "env": exam.env, "packages": platforms.versions(),
                "driver": platforms.driver(), "commit": platforms.git_state()["commit"]}
