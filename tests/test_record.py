@@ -78,7 +78,8 @@ def test_sessions_are_added_until_there_are_enough(place, blessed):
 
 @pytest.mark.engine
 def test_sessions_are_added_to_the_golden_where_no_candidate_is(place, blessed):
-    """A host that is new each time: what it has is the checkout."""
+    """A host that is new each time: what it has is the checkout. (Before the tests that take a stage in this process: with that
+    stage's processes the scripted server ends too.)"""
     (path,) = (place / "goldens").glob("*/quick.json")
     candidates.path_of("quick").unlink()
     added = call("record", "quick", "--sessions", "1", "--add")

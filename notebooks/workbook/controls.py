@@ -29,9 +29,10 @@ COPY_BYTES = 64 << 20
 """What is copied between the passes: more than the caches of a server's processor hold for a core."""
 LAYERS, ROWS, WIDTH, FFN = 30, 128, 576, 1536
 """The small transformer whose layers a CPU runs between the passes: that of the embedded model, with the requests of a batch. Of
-what was tried (a loop and a copy on one core or all, float32 products) its time follows the load's best from one minute to the next."""
+what was tried beside `smoke` (a loop and a copy on one core or all, float32 products) its time follows the load's best."""
 LAYERS_S = 0.5
-"""How long it runs each time: single passes of it vary by a tenth, as a load's do."""
+"""How long it runs each time: single passes of it vary by a tenth. Beside passes of a quarter of a minute a session's few samples
+still do: `sharegpt-smollm2` was once INCONCLUSIVE for it."""
 TOLERANCE = 0.10
 """How far outside the golden's sessions a control may be, as a fraction, with speeds still comparable."""
 
