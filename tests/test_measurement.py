@@ -22,7 +22,7 @@ EXAM = params.check({"run": "x", "num_prompts": 6, "max_tokens": 11, "repetition
 
 @pytest.fixture(autouse=True)
 def no_controls(monkeypatch):
-    """They take a process to start and a second each: tests of a deadline of one second are not about them."""
+    """They take a process to start and two seconds each: tests of a deadline of one second are not about them."""
     monkeypatch.setattr(controls, "beside", lambda cpu: contextlib.nullcontext(dict))
 
 

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -30,9 +31,8 @@ COPY_BYTES = 64 << 20
 LAYERS, ROWS, WIDTH, FFN = 30, 128, 576, 1536
 """The small transformer whose layers a CPU runs between the passes: that of the embedded model, with the requests of a batch. Of
 what was tried beside `smoke` (a loop and a copy on one core or all, float32 products) its time follows the load's best."""
-LAYERS_S = 0.5
-"""How long it runs each time: single passes of it vary by a tenth. Beside passes of a quarter of a minute a session's few samples
-still do: `sharegpt-smollm2` was once INCONCLUSIVE for it."""
+LAYERS_S = 1.5
+"""How long it runs each time: a session has few times, and in half a second each they moved by a tenth where the load did not."""
 TOLERANCE = 0.10
 """How far outside the golden's sessions a control may be, as a fraction, with speeds still comparable."""
 
@@ -58,7 +58,7 @@ def beside(cpu: bool) -> Iterator[Callable[[], dict[str, float]]]:
     Returns:
         Of a call: seconds of each control, one of each: `host_beside_s` (the Python loop) and `copy_beside_s` (a copy in
         the host's memory) on one core, and of a CPU that generates `device_beside_s` (the layers of a small transformer on
-        all cores); a second in all.
+        all cores); two seconds in all, a quarter of one where a GPU generates.
 
     Raises:
         Stopped: that process has ended; from entering and from a call.
@@ -89,7 +89,8 @@ def serve(cores: list[int], cpu: bool) -> None:
     source, target = np.ones(COPY_BYTES, dtype=np.uint8), np.ones(COPY_BYTES, dtype=np.uint8)  # written: the pages are there
     layers = _layers() if cpu else None
     for _ in sys.stdin:
-        found = {"host_beside_s": _seconds(_host), "copy_beside_s": min(_seconds(lambda: np.copyto(target, source)) for _ in range(3))}
+        found = {"host_beside_s": statistics.median(_seconds(_host) for _ in range(SAMPLES)),
+                 "copy_beside_s": min(_seconds(lambda: np.copyto(target, source)) for _ in range(3))}
         if layers:
             layers()  # its threads are awake
             began, passes = time.perf_counter(), 0
