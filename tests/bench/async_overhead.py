@@ -4,7 +4,12 @@ Both answer an exam's first requests all at once, cut to so few tokens that a pa
 its own for the whole bench (two in one process share counters) and works when it is told to, in turn with the other; the
 one whose turn it is not is seen to leave the processor alone. Exits with 1 if the bar of `pairs` is missed. About ten minutes on two cores.
 
-    python tests/bench/async_overhead.py [--run sharegpt-smollm2] [--pairs 10] [--requests 8] [--tokens 48]
+    python tests/bench/async_overhead.py [--run sharegpt-smollm2] [--pairs 10] [--rounds 4] [--requests 8] [--tokens 48] [--set ""]
+
+On a GPU both engines have to fit into its memory:
+
+    python tests/bench/async_overhead.py --run megatron-583m-static@gpu1 --requests 1 8 32 128 512 --tokens 128 --rounds 1 \
+        --set "engine_args.gpu_memory_utilization=0.4"
 """
 import argparse
 import contextlib
@@ -31,20 +36,20 @@ SETTLE_S = 0.5
 class Engine:
     """An engine in a process of its own."""
 
-    def __init__(self, name: str, run: str, count: int, length: int):
+    def __init__(self, name: str, run: str, settings: str, length: int):
         context = multiprocessing.get_context("spawn")
         self.name, self.idle_s, self.idle_cpu_s = name, 0.0, 0.0
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(name, run, count, length, theirs))
+        self._process = context.Process(target=serve, args=(name, run, settings, length, theirs))
         self._process.start()
         theirs.close()
         self._pipe.recv()  # it has started
 
-    def passed(self, other: "Engine") -> float:
-        """Run the batch while the other is idle; returns output tok/s."""
+    def passed(self, requests: int, other: "Engine") -> float:
+        """Answer the first `requests` while the other is idle; returns output tok/s."""
         time.sleep(SETTLE_S)
         began, before = time.monotonic(), other.cpu_seconds()
-        self._pipe.send(True)
+        self._pipe.send(requests)
         found = self._pipe.recv()
         other.idle_cpu_s += other.cpu_seconds() - before
         other.idle_s += time.monotonic() - began
@@ -63,20 +68,20 @@ class Engine:
     def close(self) -> None:
         """Stop it, if it is still there."""
         with contextlib.suppress(OSError):
-            self._pipe.send(False)
+            self._pipe.send(0)
         self._process.join()
 
 
-def serve(name: str, run: str, count: int, length: int, pipe) -> None:
-    """In the engine's process: a pass for each True that comes, and its output tok/s back."""
+def serve(name: str, run: str, settings: str, length: int, pipe) -> None:
+    """In the engine's process: a pass over so many requests for each number that comes, and its output tok/s back."""
     os.environ[progress.TERMINAL] = ""  # no bar
-    exam = exams.load(run, exams.parse_set(f"engine={name} load=batch"))
+    exam = exams.load(run, exams.parse_set(f"engine={name} load=batch {settings}", source="--set"))
     model = models.resolve(exam)
-    batch = [replace(r, max_tokens=length) for r in load.requests(exam, subjects.questions(exam, tokens.Tokenizer(model)))[:count]]
+    batch = [replace(r, max_tokens=length) for r in load.requests(exam, subjects.questions(exam, tokens.Tokenizer(model)))]
     engine = engines.start(exam, model, Path(tempfile.mkdtemp()) / "engine.log")
     pipe.send(True)
-    while pipe.recv():
-        pipe.send(metrics.of_repetition(load.requests_frame(load.measure(engine, exam, batch, 1)))["output_tok_s"])
+    while count := pipe.recv():
+        pipe.send(metrics.of_repetition(load.requests_frame(load.measure(engine, exam, batch[:count], 1)))["output_tok_s"])
     engine.close()
 
 
@@ -84,22 +89,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", default="sharegpt-smollm2")
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--requests", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=pairs.ROUNDS, help="of four passes each, in a pair")
+    parser.add_argument("--requests", type=int, nargs="+", default=[8], help="a comparison for each number")
     parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--set", default="", help="as SET of make run, for both")
     args = parser.parse_args()
 
     started = []
     try:
-        started += [Engine("async", args.run, args.requests, args.tokens)]
-        started += [Engine("offline", args.run, args.requests, args.tokens)]
+        started += [Engine("async", args.run, args.set, args.tokens)]
+        started += [Engine("offline", args.run, args.set, args.tokens)]
         first, second = started
-        ratios = pairs.alternate(lambda: first.passed(second), lambda: second.passed(first), args.pairs, ("async", "offline"))
+        ratios = {}
+        for count in args.requests:
+            what = f"async against offline, {args.run}, {count} at once"
+            print(what)
+            ratios[what] = pairs.alternate(lambda n=count: first.passed(n, second), lambda n=count: second.passed(n, first), args.pairs,
+                                           ("async", "offline"), args.rounds)
     finally:
-        for engine in started:
+        for engine in reversed(started):  # the later one waits for the memory that was free beside the earlier one
             engine.close()
     busiest = max(started, key=lambda e: e.idle)
     print(f"the {busiest.name} engine used {busiest.idle:.2%} of a core while it was idle, the other less; expected at most {IDLE:.0%}")
-    return pairs.report({f"async against offline, {args.run}": ratios}) or int(busiest.idle > IDLE)
+    return pairs.report(ratios) or int(busiest.idle > IDLE)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ MEDIAN, LOWER = 0.98, 0.95
 """The least that the median ratio and the lower end of its 90 % interval may be."""
 
 
-def alternate(ours: Callable[[], float], other: Callable[[], float], pairs: int, names: tuple[str, str] = ("workbook", "vllm bench")) -> list[float]:
-    """Run both once to warm up, then `pairs` pairs of `ROUNDS` rounds, with a row printed for each pair.
+def alternate(ours: Callable[[], float], other: Callable[[], float], pairs: int, names: tuple[str, str] = ("workbook", "vllm bench"),
+              rounds: int = ROUNDS) -> list[float]:
+    """Run both once to warm up, then `pairs` pairs of `rounds` rounds, with a row printed for each pair.
 
     Args:
         ours, other: run one pass and return its output tok/s.
@@ -33,7 +34,7 @@ def alternate(ours: Callable[[], float], other: Callable[[], float], pairs: int,
     ratios = []
     for pair in range(pairs):
         found = {ours: [], other: []}
-        for number in range(ROUNDS):
+        for number in range(rounds):
             for run in (ours, other, other, ours) if number % 2 == 0 else (other, ours, ours, other):
                 with silence():
                     found[run].append(run())
