@@ -75,13 +75,14 @@ class Engine:
 def serve(name: str, run: str, settings: str, length: int, pipe) -> None:
     """In the engine's process: a pass over so many requests for each number that comes, and its output tok/s back."""
     os.environ[progress.TERMINAL] = ""  # no bar
-    exam = exams.load(run, exams.parse_set(f"engine={name} load=batch {settings}", source="--set"))
+    exam = exams.load(run, exams.parse_set(f"engine={name} load=batch concurrency=[] {settings}", source="--set"))
     model = models.resolve(exam)
     batch = [replace(r, max_tokens=length) for r in load.requests(exam, subjects.questions(exam, tokens.Tokenizer(model)))]
     engine = engines.start(exam, model, Path(tempfile.mkdtemp()) / "engine.log")
     pipe.send(True)
     while count := pipe.recv():
-        pipe.send(metrics.of_repetition(load.requests_frame(load.measure(engine, exam, batch[:count], 1)))["output_tok_s"])
+        (done,) = load.measure(engine, exam, batch[:count], 1)
+        pipe.send(metrics.of_repetition(load.requests_frame([done]))["output_tok_s"])
     engine.close()
 
 

@@ -37,7 +37,8 @@ def main() -> int:
         for title, requests in (("the prompts", [replace(r, max_tokens=1) for r in batch]), ("whole answers", batch)):
             _print(title, *_profiled(engine, requests), args.rows)
     finally:
-        engine.close()
+        if not platforms.gpus():  # there only the end of this process frees the memory, which `close` would wait for
+            engine.close()
     return 0
 
 
