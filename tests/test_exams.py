@@ -195,13 +195,15 @@ def test_every_gpu_exam_has_variants_for_1_2_4_and_8():
 
 
 @pytest.mark.parametrize("exam", [exam for exam in (
-    *map(exams.load, exams.select("megatron-583m-static")), *sweeps.load("megatron-583m-static@gpu1").settings.values()) if "kv_cache_memory_bytes" in exam.engine_args],
+    *map(exams.load, [*exams.select("megatron-583m-static"), *exams.select("verl-smollm2-gsm8k")]), *sweeps.load("megatron-583m-static@gpu1").settings.values()) if "kv_cache_memory_bytes" in exam.engine_args],
     ids=lambda exam: f"{exam.replicas} replicas of {exam.run}")
 def test_a_kv_cache_of_fixed_size_holds_what_may_run_at_once(exam):
     """Else requests are preempted, and the exam measures prompts that are read twice."""
-    shape = json.loads((models.SHAPES / f"{exam.model}.json").read_text())
-    a_token = 2 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["head_dim"] * 2  # keys and values, two bytes each
-    assert exam.engine_args["max_num_seqs"] * (exam.input_len + exam.output_len) * a_token <= exam.engine_args["kv_cache_memory_bytes"]
+    shape = json.loads((models.resolve(exam) / "config.json").read_text())
+    head_size = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
+    a_token = 2 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * head_size * 2  # keys and values, two bytes each
+    longest = 300 + exam.max_tokens if exam.subject == "gsm8k" else exam.input_len + exam.output_len
+    assert exam.engine_args["max_num_seqs"] * longest * a_token <= exam.engine_args["kv_cache_memory_bytes"]
 
 
 def test_verls_exam_is_as_verl_writes_it():
