@@ -75,7 +75,8 @@ class Engine:
 def serve(name: str, run: str, settings: str, length: int, pipe) -> None:
     """In the engine's process: a pass over so many requests for each number that comes, and its output tok/s back."""
     os.environ[progress.TERMINAL] = ""  # no bar
-    exam = exams.load(run, exams.parse_set(f"engine={name} load=batch concurrency=[] {settings}", source="--set"))
+    exam = exams.load(run, exams.parse_set(f"engine={name} load=batch {settings}", source="--set"))
+    exam = exam.model_copy(update={"concurrency": []})  # a pass is one batch, and no sweep
     model = models.resolve(exam)
     batch = [replace(r, max_tokens=length) for r in load.requests(exam, subjects.questions(exam, tokens.Tokenizer(model)))]
     engine = engines.start(exam, model, Path(tempfile.mkdtemp()) / "engine.log")
