@@ -229,6 +229,23 @@ def test_speeds_do_not_compare_on_cores_that_others_use(folders):
     assert results.others_pct(pd.DataFrame({"output_tok_s": [9.0]})) == 0
 
 
+@pytest.mark.parametrize("lost, host, status", [
+    (0.09, 1.00, "REGRESSED"), (0.09, 1.02, "REGRESSED"), (0.09, 1.08, "INCONCLUSIVE"), (0.14, 1.08, "REGRESSED"), (0.09, 0.92, "REGRESSED"),
+    (0.00, 1.08, "PASSED"), (-0.09, 1.08, "IMPROVED")])
+def test_a_loss_that_the_machine_may_have_caused_is_none_of_the_engines(folders, lost, host, status):
+    """What is left of it without what the slowest fixed work lost has to be beyond the margin of 3 %."""
+    golden = blessed(folders)
+    golden.controls = {name: [[1.0]] for name in ("copy_beside_s", "host_beside_s", "host_s")}
+    golden.metrics["output_tok_s"].sessions = [[99.9, 100.0, 100.1]] * 3
+    new = [[(1 - lost) * x for x in (99.9, 100.0, 100.1)]] * 2
+    gated = {"output_tok_s": results.judge_metric("output_tok_s", GATE, golden, new)}
+    machine = results.judge_controls(golden, {"copy_beside_s": [1.0], "host_beside_s": [host], "host_s": [1.3]})
+    found, sentence = results.verdict_of(COMPLETE, golden, "", gated, None, None, machine)
+    assert machine["comparable"] and found == status
+    assert ("host_beside, fixed work of the machine's, is 8.0% slower than in the slowest of the golden's sessions, and without that the loss is "
+            "within the margin of 3%" in sentence) == (status == "INCONCLUSIVE")
+
+
 def test_validity_comes_first_and_controls_take_the_verdict_back(folders):
     golden = blessed(folders)
     slow = {"output_tok_s": results.judge_metric("output_tok_s", GATE, golden, [[80.0, 81.0]])}

@@ -136,12 +136,28 @@ def _brief(found: dict) -> str:
 
 
 def _speed(gated: dict[str, dict], machine: dict | None) -> list[tuple[str, str]]:
-    """Status and sentence of each gated metric; INCONCLUSIVE where the controls say that the machine changed."""
+    """Status and sentence of each gated metric; INCONCLUSIVE where the controls say that the machine changed, or that
+    it may have cost what was lost."""
     parts = []
     for outcome in gated.values():
-        unsure = machine and not machine["comparable"] and outcome["status"] != "INVALID"
-        parts.append(("INCONCLUSIVE", f"{outcome['sentence']}; {machine['sentence']}") if unsure else (outcome["status"], outcome["sentence"]))
+        status, sentence = outcome["status"], outcome["sentence"]
+        if machine and status != "INVALID" and (doubt := _machines_share(outcome, machine) if machine["comparable"] else machine["sentence"]):
+            status, sentence = "INCONCLUSIVE", f"{sentence}; {doubt}"
+        parts.append((status, sentence))
     return parts
+
+
+def _machines_share(outcome: dict, machine: dict) -> str:
+    """Why a loss is not told from the machine's own; empty where it is, or where there is none. No load loses more by a
+    slower machine than the part of the machine that slowed most, so that much may not be the engine's: what is left
+    has to be beyond the margin. Where fixed work is slow by chance, a verdict is missed and no false alarm raised."""
+    if outcome["status"] != "REGRESSED" or "effect" not in outcome:  # a band has no effect
+        return ""
+    slowest, move = max(((k, machine["moves"][k]) for k in controls.deciding(machine["moves"])), key=lambda found: found[1], default=("", 0.0))
+    if move <= 0 or outcome["effect"] - np.log1p(move) > -np.log1p(-outcome["margin"]):
+        return ""
+    return (f"{slowest.removesuffix('_s')}, fixed work of the machine's, is {move:.1%} slower than in the slowest of the golden's sessions, "
+            f"and without that the loss is within the margin of {outcome['margin']:.0%}")
 
 
 def _worst(parts: list[tuple[str, str]]) -> tuple[str, str]:
