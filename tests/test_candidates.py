@@ -219,6 +219,24 @@ def test_a_loss_wants_to_be_accepted(exam):
     assert bless(accept_regression=True)[0].history[-1].means["output_tok_s"] == pytest.approx(85.0, rel=1e-3)
 
 
+@pytest.mark.parametrize(("margin", "refused"), [(0.03, True), (0.06, False)])
+def test_a_loss_is_what_the_gate_calls_one(folders, margin, refused):
+    (folders / "params" / "x.yaml").write_text(f"run: x\ngates: {{output_tok_s: {{delta: 0.1, margin: {margin}}}}}\n")
+    candidate(exams.load("x"))
+    bless()
+    candidate(exams.load("x"), scaled(0.95))
+    assert ("ACCEPT_REGRESSION=1" in bless()[0]) if refused else bless()[0].history[-1].means["output_tok_s"] == pytest.approx(95.0, rel=1e-2)
+
+
+def test_a_slower_machine_excuses_no_loss_in_a_golden(exam):
+    candidate(exam)
+    bless()
+    made = candidate(exam, scaled(0.95))
+    made.controls = {"host_s": [[1.08]] * 3}
+    goldens.write(candidates.path_of("x"), made)
+    assert "ACCEPT_REGRESSION=1" in bless()[0]
+
+
 def test_sessions_that_are_added_to_a_golden_are_what_is_judged(exam):
     """Or one slow session after the other would pass among the many that were there."""
     candidate(exam)

@@ -7,9 +7,9 @@ from workbook.errors import BadInput
 SEQUENCES = [{"prompt_token_ids": [1], "token_ids": [2, 3], "logprobs": [-0.5, -0.25]}]
 
 
-def stored(run, values, *, gates=None, right=(True, False, True, True), **changes):
+def stored(run, values, *, gates=None, right=(True, False, True, True), others_pct=1.0, **changes):
     """A run's folder with what compare.ipynb leaves in it."""
-    session = goldens.session_of(record(**changes), by_repetition(values), scores(right), SEQUENCES)
+    session = goldens.session_of(record(**changes), by_repetition(values).assign(others_cpu_pct=others_pct), scores(right), SEQUENCES)
     folder = paths.run_folder(run)
     goldens.write(folder / "session.json", session)
     files.write_json(folder / "run.json", {"params": {"run": "x", "gates": gates or {}}})
@@ -32,6 +32,18 @@ def test_the_gates_of_the_run_are_what_is_judged(folders, capsys):
     stored("after", (90.5, 89.5, 90.0), gates={"ttft_p50_ms": {"delta": 0.05, "margin": 0.03}})
     assert __main__.main(["diff", "before", "after"]) == 0  # lower is better there
     assert "IMPROVED: ttft_p50_ms" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("platform", "host", "others", "status", "said"), [
+    ("Test CPU x2", 1.3, 1.0, "INCONCLUSIVE", "the machine itself changed"), ("Test CPU x2", 1.08, 1.0, "INCONCLUSIVE", "fixed work of the machine's, is 8.0% slower"),
+    ("Test CPU x2", 1.0, 20.0, "INCONCLUSIVE", "other processes took 20 % of the cores"), ("Test CPU x4", 1.3, 1.0, "REGRESSED", "the two platforms differ")])
+def test_the_controls_have_their_say(folders, capsys, platform, host, others, status, said):
+    machine = record()["machine"] | {"platform": platform}
+    stored("before", (100.0, 101.0, 99.0))
+    stored("after", (90.5, 89.5, 90.0), machine=machine, others_pct=others, controls={name: [host * v for v in values] for name, values in record()["controls"].items()})
+    __main__.main(["diff", "before", "after"])
+    found = capsys.readouterr().out
+    assert f"{status}: output_tok_s" in found and said in found
 
 
 def test_a_golden_can_be_either(folders, capsys):

@@ -248,14 +248,20 @@ def looks(speeds: list[list[float]], host: list[float]) -> list[dict]:
      "first look: INCONCLUSIVE (output_tok_s +1.0 %, the machine itself changed); a confirming session was taken: PASSED (output_tok_s +1.0 %) by both together"),
     ([[100.0, 100.5, 99.5], [100.0, 100.5, 99.5]], [1.3, 1.3], ["INCONCLUSIVE", "INCONCLUSIVE"], None),
     ([[100.0, 100.5, 99.5]], [1.0], ["PASSED"], ""),
-], ids=["recovers", "confirmed", "disturbed briefly", "another machine", "settled"])
+    ([[93.0, 93.5, 92.5], [93.0, 92.5, 93.5]], [1.09, 1.09], ["INCONCLUSIVE", "INCONCLUSIVE"],
+     "first look: INCONCLUSIVE (output_tok_s -7.0 %, the machine may have caused it); a confirming session was taken: "
+     "INCONCLUSIVE (output_tok_s -7.0 %, the machine may have caused it) by both together"),
+    ([[93.0, 93.5, 92.5], [93.0, 92.5, 93.5]], [1.09, 1.0], ["INCONCLUSIVE", "REGRESSED"],
+     "first look: INCONCLUSIVE (output_tok_s -7.0 %, the machine may have caused it); a confirming session was taken: REGRESSED (output_tok_s -7.0 %) by both together"),
+], ids=["recovers", "confirmed", "disturbed briefly", "another machine", "settled", "slower machine", "slower machine for one session"])
 def test_two_looks(speeds, host, statuses, declared):
     found = looks(speeds, host)
     assert [look["status"] for look in found] == statuses
     if declared is not None:
         assert results.declaration(found, len(found) > 1) == declared
-    status, _ = results.verdict_of(Completeness(1, 1, 0.0, 0.0, []), GOLDEN, "", found[-1]["gates"], None, None, found[-1]["controls"])
+    status, _ = results.verdict_of(Completeness(1, 1, 0.0, 0.0, []), GOLDEN, "", found[-1]["gates"], None, None)
     assert status == statuses[-1], "the pooled data decide"
+    assert [look["gates"]["output_tok_s"]["status"] for look in found] == statuses, "a metric says what the run says"
 
 
 def test_a_golden_without_distributions_still_reads(taken):

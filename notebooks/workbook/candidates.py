@@ -56,10 +56,11 @@ def keep(path: Path) -> None:
         shutil.copy2(path, place)
 
 
-def watched(exam: Exam, candidate: Golden) -> list[str]:
-    """The metrics that a golden stands for: the gated ones, and the headline where it is none of them."""
+def watched(exam: Exam, candidate: Golden) -> dict[str, Gate]:
+    """The metrics that a golden stands for, and how much worse each may get: the gated ones, and the headline where it is
+    none of them. A band knows no noise; what it gates is held to a gate's defaults."""
     head = metrics.headline(candidate.metrics)
-    return list(dict.fromkeys([*exam.gates, *([head] if head else [])]))
+    return ({head: Gate()} if head else {}) | {name: Gate() if gate.rule == "band" else gate for name, gate in exam.gates.items()}
 
 
 def shortage(candidate: Golden) -> list[str]:
@@ -144,22 +145,25 @@ def _noise(name: str, sessions: list[list[float]], exam: Exam, file: str) -> str
             f"expected more sessions (ADD=1), a quieter machine, or a delta of {math.ceil(seen * 200) / 200:g} in {file}")
 
 
-def changes(candidate: Golden, golden: Golden | None, anchor: Anchor | None, names: list[str]) -> list[Change]:
-    """Old and new of each metric, judged as a run is judged. Where the candidate has the golden's own sessions with others
-    added to them, it is these that are judged.
+def changes(candidate: Golden, golden: Golden | None, anchor: Anchor | None, gates: dict[str, Gate]) -> list[Change]:
+    """Old and new of each metric, judged as a run is judged, with its gate's delta and margin, but for the controls: a
+    loss that the machine may have caused lowers the bar too, once it is in the golden. Where the candidate has the
+    golden's own sessions with others added to them, it is these that are judged.
 
     Args:
         golden: what is replaced; None where nothing comparable is.
+        gates: of each metric that is watched (`watched`).
     """
     found = []
-    for name in names:
+    for name, gate in gates.items():
         new = candidate.metrics[name]
         change = Change(name, goldens.mean(new.sessions))
         if anchor and name in anchor.medians:
             change = change._replace(drift=100 * (_median(new.sessions) / anchor.medians[name] - 1))
         if golden and name in golden.metrics:
             added = new.sessions[_shared(candidate, golden):]
-            verdict = verdicts.judge(golden.metrics[name].sessions, added, direction=new.direction, prior_sd=results.prior_sd(name))
+            verdict = verdicts.judge(golden.metrics[name].sessions, added, direction=new.direction, delta=gate.delta, margin=gate.margin,
+                                     prior_sd=results.prior_sd(name))
             shift, *ends = (verdicts.change(x, new.direction) * 100 for x in (verdict.effect, verdict.low, verdict.high))
             change = change._replace(old=goldens.mean(golden.metrics[name].sessions), shift=shift, low=min(ends), high=max(ends), status=verdict.status)
         found.append(change)
@@ -215,8 +219,8 @@ def _replace(candidate: Golden, exam: Exam, reason: str, by: str, accept: bool, 
     place = goldens.path_of(candidate.key.platform, candidate.run)
     golden, unread = _present(place)
     comparable = golden if golden and golden.key == candidate.key else None
-    names, anchor = watched(exam, candidate), comparable and comparable.anchor
-    found = changes(candidate, comparable, anchor, names)
+    gates, anchor = watched(exam, candidate), comparable and comparable.anchor
+    found = changes(candidate, comparable, anchor, gates)
     right, worse = _accuracy(candidate, comparable), _worse_answers(candidate, comparable)
     tell("\n".join(_report(candidate, golden, comparable, unread) + [table(found, anchor)] + ([right.sentence] if right else []) + worse))
     losses = [f"{c.metric} {_percent(c.shift)}" for c in found if c.status == "REGRESSED"]

@@ -46,8 +46,8 @@ def compare(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> tup
     for part, what in (("work", "other parameters"), ("prompts", "other prompts")):
         if getattr(a.key, part) != getattr(b.key, part):
             raise BadInput(f"'{a.run}' of {a.recorded[0]} and '{b.run}' of {b.recorded[0]} do not compare: they ran with {what}")
-    parts = [(judged["status"], judged["sentence"]) for name, gate in (gates or {metrics.headline(b.metrics): Gate()}).items()
-             for judged in [results.judge_metric(name, gate, a, b.metrics[name].sessions if name in b.metrics else [])]]
+    gated = results.judge_speed(gates or {metrics.headline(b.metrics): Gate()}, a, {name: samples.sessions for name, samples in b.metrics.items()}, _machine(a, b))
+    parts = [(judged["status"], judged["sentence"]) for judged in gated.values()]
     if a.correct is not None and b.correct is not None:
         drop = accuracy.compare(np.array(a.correct, dtype=bool), np.array(b.correct, dtype=bool))
         parts.append((drop.status, f"accuracy {np.mean(b.correct):.1%}, {drop.sentence}"))
@@ -57,6 +57,14 @@ def compare(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> tup
         moved = results.judge_drift(a, [s.logprobs for s in b.sequences])
         parts.append((moved["status"], moved["sentence"]))
     return [f"{status}: {sentence}" for status, sentence in parts], _medians(a, b), verdicts.overall([status for status, _ in parts])
+
+
+def _machine(a: goldens.Golden, b: goldens.Golden) -> dict:
+    """Whether the machine ran at the same speed for both; of two platforms the report says that they differ."""
+    if a.key.platform != b.key.platform:
+        return results.judge_controls(a, {})
+    others = np.concatenate([np.concatenate(samples.sessions) for name, samples in b.metrics.items() if name.partition("@")[0] == metrics.OTHERS] or [[0.0]])
+    return results.judge_controls(a, *({name: sessions[i] for name, sessions in b.controls.items()} for i in range(len(b.sessions))), others_pct=float(np.mean(others)))
 
 
 def _medians(a: goldens.Golden, b: goldens.Golden) -> pd.DataFrame:

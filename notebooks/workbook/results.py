@@ -1,5 +1,5 @@
 """`result.json`: everything one run found, in one file with a stable schema."""
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -77,18 +77,29 @@ def judge_controls(golden: goldens.Golden, *measured: dict[str, list[float]], ot
 
 
 def verdict_of(validity: Completeness, golden: goldens.Golden | None, no_golden: str, gated: dict[str, dict],
-               right: dict | None, drifted: dict | None, machine: dict | None, *answers: dict | None) -> tuple[str, str]:
-    """Status of the run and the sentence that says why. Validity comes first; where the controls say that the
-    machine changed, every verdict on speed is INCONCLUSIVE; the worst of what is left decides.
+               right: dict | None, drifted: dict | None, *answers: dict | None) -> tuple[str, str]:
+    """Status of the run and the sentence that says why. Validity comes first; the worst of the rest decides.
 
     Args:
+        gated: as `judge_speed`.
         answers: what the judges of `quality` found.
     """
     if validity.problems:
         return "INVALID", "; ".join(validity.problems)
     if golden is None:
         return "NO_GOLDEN", no_golden
-    return _worst(_speed(gated, machine) + [(p["status"], p["sentence"]) for p in (right, drifted, *(a for a in answers if a and a["status"] != "NO_GOLDEN")) if p])
+    return _worst([*gated.values(), *(p for p in (right, drifted, *(a for a in answers if a and a["status"] != "NO_GOLDEN")) if p)])
+
+
+def judge_speed(gates: dict[str, Gate], golden: goldens.Golden, sessions: dict[str, list[list[float]]], machine: dict[str, Any]) -> dict[str, dict]:
+    """The verdict on each gated metric, as `judge_metric`. Where the `machine` (`judge_controls`) leaves one in doubt, its
+    status is INCONCLUSIVE, its sentence says why, and `without_controls` is the status that the samples alone gave.
+
+    Args:
+        sessions: the new samples of each metric, a list for each session; of one that was not measured none.
+    """
+    gated = {name: judge_metric(name, gate, golden, sessions.get(name, [])) for name, gate in gates.items()}
+    return {name: _doubted(outcome, machine) for name, outcome in gated.items()}
 
 
 def look(gates: dict[str, Gate], golden: goldens.Golden, by_repetition: pd.DataFrame, controls_of: Sequence[dict[str, list[float]]]) -> dict[str, Any]:
@@ -101,9 +112,9 @@ def look(gates: dict[str, Gate], golden: goldens.Golden, by_repetition: pd.DataF
     Returns:
         status and sentence, from those of the gated metrics (`gates`) and the `controls`; number of `sessions`.
     """
-    gated = {name: judge_metric(name, gate, golden, metrics.sessions(by_repetition, name)) for name, gate in gates.items()}
     machine = judge_controls(golden, *controls_of, others_pct=others_pct(by_repetition))
-    status, sentence = _worst(_speed(gated, machine))
+    gated = judge_speed(gates, golden, {name: metrics.sessions(by_repetition, name) for name in gates}, machine)
+    status, sentence = _worst(gated.values())
     return {"status": status, "sentence": sentence, "sessions": len(controls_of), "gates": gated, "controls": machine}
 
 
@@ -129,41 +140,42 @@ def declaration(looks: list[dict], confirmed: bool) -> str:
 
 
 def _brief(found: dict) -> str:
-    """The effect on each gated metric (of one gated by a band its name), and whether the machine moved."""
+    """The effect on each gated metric (of one gated by a band its name), and what the machine had to do with it."""
     effects = [f"{name} {verdicts.change(outcome['effect'], metrics.kind(name).direction) * 100:+.1f} %" if "effect" in outcome else name
                for name, outcome in found["gates"].items()]
-    return ", ".join(effects + ([] if found["controls"]["comparable"] else ["the machine itself changed"]))
+    doubted = any("without_controls" in outcome for outcome in found["gates"].values())
+    machine = "" if not doubted else "the machine may have caused it" if found["controls"]["comparable"] else "the machine itself changed"
+    return ", ".join([*effects, *filter(None, [machine])])
 
 
-def _speed(gated: dict[str, dict], machine: dict | None) -> list[tuple[str, str]]:
-    """Status and sentence of each gated metric; INCONCLUSIVE where the controls say that the machine changed, or that
-    it may have cost what was lost."""
-    parts = []
-    for outcome in gated.values():
-        status, sentence = outcome["status"], outcome["sentence"]
-        if machine and status != "INVALID" and (doubt := _machines_share(outcome, machine) if machine["comparable"] else machine["sentence"]):
-            status, sentence = "INCONCLUSIVE", f"{sentence}; {doubt}"
-        parts.append((status, sentence))
-    return parts
+def _doubted(outcome: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
+    """A metric's outcome with what the machine has to say of it."""
+    doubt = _machines_share(outcome, machine) if machine["comparable"] else machine["sentence"]
+    if not doubt or outcome["status"] == "INVALID":
+        return outcome
+    return outcome | {"status": "INCONCLUSIVE", "sentence": f"{outcome['sentence']}; {doubt}", "without_controls": outcome["status"]}
 
 
-def _machines_share(outcome: dict, machine: dict) -> str:
-    """Why a loss is not told from the machine's own; empty where it is, or where there is none. No load loses more by a
-    slower machine than the part of the machine that slowed most, so that much may not be the engine's: what is left
-    has to be beyond the margin. Where fixed work is slow by chance, a verdict is missed and no false alarm raised."""
+def _machines_share(outcome: dict[str, Any], machine: dict[str, Any]) -> str:
+    """Why a loss is not told from the machine's own; empty where it is, or where there is none. A load that is bound by what
+    is timed loses at most as much as the part that slowed most, so that much may not be the engine's: what is left has
+    to be above the smallest loss that is called one. Where fixed work is slow by chance or binds no load, a loss may
+    be missed by that much; none is invented."""
     if outcome["status"] != "REGRESSED" or "effect" not in outcome:  # a band has no effect
         return ""
     slowest, move = max(((k, machine["moves"][k]) for k in controls.deciding(machine["moves"])), key=lambda found: found[1], default=("", 0.0))
-    if move <= 0 or outcome["effect"] - np.log1p(move) > -np.log1p(-outcome["margin"]):
+    left, visible = outcome["effect"] - np.log1p(move), outcome["smallest_visible"]
+    if move <= 0 or left > visible:
         return ""
-    return (f"{slowest.removesuffix('_s')}, fixed work of the machine's, is {move:.1%} slower than in the slowest of the golden's sessions, "
-            f"and without that the loss is within the margin of {outcome['margin']:.0%}")
+    return (f"{slowest.removesuffix('_s')}, fixed work of the machine's, is {move:.1%} slower than in the slowest of the golden's sessions: without that "
+            f"{max(-np.expm1(-left), 0):.1%} is left, of the {-np.expm1(-visible):.1%} from which on it is called a loss")
 
 
-def _worst(parts: list[tuple[str, str]]) -> tuple[str, str]:
+def _worst(parts: Iterable[dict[str, Any]]) -> tuple[str, str]:
     """The status that decides, with the sentences of all parts that have it."""
-    status = verdicts.overall([s for s, _ in parts])
-    return status, "; ".join(sentence for s, sentence in parts if s == status)
+    parts = list(parts)
+    status = verdicts.overall([p["status"] for p in parts])
+    return status, "; ".join(p["sentence"] for p in parts if p["status"] == status)
 
 
 def with_suspects(status: str, sentence: str, differences: list[dict[str, str]]) -> str:
