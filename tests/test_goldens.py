@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from workbook import candidates, files, goldens, metrics, params, results
+from workbook import candidates, files, goldens, machine, metrics, params, results
 from workbook.errors import BadInput
 from workbook.validity import Completeness
 
@@ -21,7 +21,7 @@ def record(**changes):
 
 def by_repetition(values=(100.0, 101.0, 99.0)):
     index = pd.MultiIndex.from_tuples([(1, i + 1) for i in range(len(values))], names=["session", "repetition"])
-    return pd.DataFrame({name: list(values) for name in metrics.METRICS}, index=index)
+    return pd.DataFrame({name: list(values) for name in metrics.METRICS if name != metrics.BUSY}, index=index)  # of a CPU
 
 
 def scores(right=(True, False, True, True)):
@@ -197,9 +197,13 @@ def test_a_session_gives_a_golden_one_start_up_time(folders):
         assert "energy_j_per_token" not in merged.metrics and merged.metrics["startup_s"].sessions == [[100.0], [100.0]]
 
 
+def judge_machine(golden, *measured, **samples):
+    return machine.judge(golden, *measured, samples={name: [values] for name, values in samples.items()})
+
+
 @pytest.mark.parametrize("host, comparable", [(1.05, True), (1.12, True), (1.3, False), (0.8, False)])
 def test_controls_say_whether_the_machine_is_the_same(folders, host, comparable):
-    assert results.judge_controls(blessed(folders), {"host_s": [host], "device_s": [2.0]})["comparable"] is comparable
+    assert judge_machine(blessed(folders), {"host_s": [host], "device_s": [2.0]})["comparable"] is comparable
 
 
 @pytest.mark.parametrize("now, comparable", [
@@ -207,7 +211,7 @@ def test_controls_say_whether_the_machine_is_the_same(folders, host, comparable)
 def test_the_controls_beside_the_load_decide(folders, now, comparable):
     golden, names = blessed(folders), ("copy_beside_s", "device_beside_s", "device_s", "host_beside_s", "host_s")
     golden.controls = {name: [[1.0]] for name in names}
-    found = results.judge_controls(golden, {name: [now.get(name, 1.0)] for name in names})
+    found = judge_machine(golden, {name: [now.get(name, 1.0)] for name in names})
     assert found["comparable"] is comparable and ("so the machine itself changed" in found["sentence"]) is not comparable
     assert set(found["moves"]) == set(names) and ("host within them before the load" in found["sentence"]) == ("host_s" not in now)
 
@@ -217,16 +221,31 @@ def test_the_device_before_the_load_decides_where_none_was_timed_beside_it(folde
     """A GPU, and a golden of before."""
     golden, now = blessed(folders), {"device_beside_s": [1.0], "device_s": [device], "host_beside_s": [1.0], "host_s": [2.0]}
     golden.controls = {name: [[1.0]] for name in ("device_s", "host_beside_s", "host_s")}
-    assert results.judge_controls(golden, now)["comparable"] is comparable
+    assert judge_machine(golden, now)["comparable"] is comparable
 
 
 def test_speeds_do_not_compare_on_cores_that_others_use(folders):
     golden, still = blessed(folders), {"host_s": [1.05], "device_s": [2.0]}
-    assert results.judge_controls(golden, still, others_pct=4.9)["comparable"]
-    found = results.judge_controls(golden, still, others_pct=23.4)
+    assert judge_machine(golden, still, others_cpu_pct=[4.9])["comparable"]
+    found = judge_machine(golden, still, others_cpu_pct=[23.4])
     assert not found["comparable"] and found["sentence"].endswith("; other processes took 23 % of the cores while it was measured (at most 5 %), so speeds do not compare")
-    assert results.others_pct(pd.DataFrame({"others_cpu_pct@1": [2.0, 4.0], "others_cpu_pct@8": [6.0, float("nan")], "output_tok_s@1": [9.0, 9.0]})) == 4
-    assert results.others_pct(pd.DataFrame({"output_tok_s": [9.0]})) == 0
+    assert judge_machine(golden, still, **{"others_cpu_pct@1": [2.0, 4.0], "others_cpu_pct@8": [6.0, float("nan")], "output_tok_s@1": [9.0, 9.0]})["others_pct"] == 4.5
+    assert judge_machine(golden, still, output_tok_s=[9.0])["others_pct"] == 0
+
+
+@pytest.mark.parametrize("moved, busy, then, comparable, counts", [
+    ({"host_beside_s": 2.0}, 98.0, 97.0, True, 0.0204), ({"host_beside_s": 0.5}, 98.0, 97.0, True, -0.03), ({"host_beside_s": 1.015}, 98.0, 97.0, True, 0.015),
+    ({"host_beside_s": 2.0}, 60.0, 97.0, False, 0.667), ({"host_beside_s": 0.5}, 98.0, 60.0, False, -0.4), ({"host_beside_s": 2.0}, None, 97.0, False, 1.0),
+    ({"host_beside_s": 0.5}, 98.0, None, False, -0.5), ({"device_s": 1.3}, 98.0, 97.0, False, 0.0)])
+def test_a_host_cannot_cost_more_than_the_time_in_which_the_gpus_wait(folders, moved, busy, then, comparable, counts):
+    golden = blessed(folders)
+    golden.controls = {name: [[1.0]] for name in ("copy_beside_s", "device_s", "host_beside_s")}
+    golden.metrics |= {} if then is None else {"gpu_busy_pct@8": goldens.Samples(unit="%", direction="higher", sessions=[[then, then]]),
+                                               "gpu_busy_pct@32": goldens.Samples(unit="%", direction="higher", sessions=[[99.5, 99.5]])}
+    now = {"copy_beside_s": [1.0], "device_s": [1.0], "host_beside_s": [1.0]} | {name: [value] for name, value in moved.items()}
+    found = judge_machine(golden, now, **({} if busy is None else {"gpu_busy_pct@8": [busy, busy], "gpu_busy_pct@32": [99.0, 100.0]}))
+    assert found["comparable"] is comparable and found["counts"]["host_beside_s"] == pytest.approx(counts, abs=1e-3)
+    assert ("count: the GPUs were busy" in found["sentence"]) == (found["counts"] != found["moves"])
 
 
 @pytest.mark.parametrize("lost, host, status", [
@@ -247,9 +266,9 @@ def _on_a_machine(folders, lost, moved, golden_spread=0.0, gate=GATE, metric="ou
     still = np.array([99.9, 100.0, 100.1])
     golden.metrics[metric].sessions = [list(still * (1 + shift * golden_spread)) for shift in (-1, 0, 1)]
     change = 1 - lost if golden.metrics[metric].direction == "higher" else 1 / (1 - lost)
-    machine = results.judge_controls(golden, {"copy_beside_s": [1.0], "host_beside_s": [1.0], "host_s": [1.3]} | {name: [value] for name, value in moved.items()})
-    assert machine["comparable"]
-    return golden, results.judge_speed({metric: gate}, golden, {metric: [list(change * still)] * 2}, machine)[metric]
+    found = judge_machine(golden, {"copy_beside_s": [1.0], "host_beside_s": [1.0], "host_s": [1.3]} | {name: [value] for name, value in moved.items()})
+    assert found["comparable"]
+    return golden, results.judge_speed({metric: gate}, golden, {metric: [list(change * still)] * 2}, found)[metric]
 
 
 @pytest.mark.parametrize("lost, moved, spread, gate, metric, status", [
@@ -275,14 +294,14 @@ def test_the_machines_share_has_a_boundary(folders):
 def test_a_golden_without_controls_takes_nothing_off(folders):
     golden = blessed(folders)
     golden.controls = {}
-    machine = results.judge_controls(golden, {"host_beside_s": [1.0]})
-    assert results.judge_speed({"output_tok_s": GATE}, golden, {"output_tok_s": [[80.0, 81.0]] * 2}, machine)["output_tok_s"]["status"] == "REGRESSED"
+    found = judge_machine(golden, {"host_beside_s": [1.0]})
+    assert results.judge_speed({"output_tok_s": GATE}, golden, {"output_tok_s": [[80.0, 81.0]] * 2}, found)["output_tok_s"]["status"] == "REGRESSED"
 
 
 def test_validity_comes_first_and_controls_take_the_verdict_back(folders):
     golden = blessed(folders)
-    same = results.judge_controls(golden, {"host_s": [1.05], "device_s": [2.0]})
-    other = results.judge_controls(golden, {"host_s": [1.5], "device_s": [2.0]})
+    same = judge_machine(golden, {"host_s": [1.05], "device_s": [2.0]})
+    other = judge_machine(golden, {"host_s": [1.5], "device_s": [2.0]})
     slow, fine = {"output_tok_s": [[80.0, 81.0]]}, {"output_tok_s": [[100.0, 101.0]]}
     gates = {"output_tok_s": GATE}
     regressed = results.judge_speed(gates, golden, slow, same)
@@ -307,7 +326,7 @@ def test_accuracy_and_drift_decide_too(folders):
 
 def test_the_metric_table_has_every_metric(folders):
     table = results.metric_table(by_repetition(), blessed(folders))
-    assert set(table) == set(metrics.METRICS)
+    assert set(table) == set(metrics.METRICS) - {metrics.BUSY}
     assert table["output_tok_s"]["sessions"] == [[100.0, 101.0, 99.0]] and table["output_tok_s"]["golden_median"] == 100.0
 
 

@@ -9,7 +9,7 @@ from workbook.engines import Answer
 from workbook.subjects import Question
 
 EXAM = params.check({"run": "x", "n": 2, "temperature": 0.7})
-BESIDE = ("kv_cache_peak_pct", "memory_peak_gb", "energy_j_per_token", "gpu_clock_mhz", "client_cpu_pct", "others_cpu_pct", "front_end_cpu_pct", "engine_core_cpu_pct", "worker_cpu_pct", "startup_s", "bandwidth_roof_pct", "compute_roof_pct")
+BESIDE = ("kv_cache_peak_pct", "memory_peak_gb", "energy_j_per_token", "gpu_clock_mhz", "gpu_busy_pct", "client_cpu_pct", "others_cpu_pct", "front_end_cpu_pct", "engine_core_cpu_pct", "worker_cpu_pct", "startup_s", "bandwidth_roof_pct", "compute_roof_pct")
 
 
 def rows(**columns) -> pd.DataFrame:

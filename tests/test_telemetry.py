@@ -214,6 +214,8 @@ def test_metrics_of_a_pass():
     assert telemetry.of_window(frame[["time", "rss_gb"]], 100, 109, 1) == {"memory_peak_gb": 1.0}
     clocked = telemetry.of_window(samples(gpu0_sm_mhz=1980.0, gpu1_sm_mhz=1755.0), 104.1, 105.9, 1)
     assert clocked == {"memory_peak_gb": 70.0, "gpu_clock_mhz": 1867.5}
+    share = telemetry.of_window(samples(gpu0_busy_pct=98.0, gpu1_busy_pct=91.0), 104.1, 105.9, 1)["gpu_busy_pct"]
+    assert share == 91.0, "of the one that has least to do"
     processes = {"front_end_cpu_pct": 60.0, "engine_core_cpu_pct": 97.5}
     assert telemetry.of_window(samples(**processes), 104.1, 105.9, 1) == {"memory_peak_gb": 70.0} | processes
     assert telemetry.of_window(samples(**processes)[["time", "rss_gb", *processes]], 104.1, 105.9, 1) == {"memory_peak_gb": 1.0}, "on a CPU they are what computes"

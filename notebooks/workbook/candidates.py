@@ -11,7 +11,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from scipy import stats
 
-from workbook import accuracy, controls, drift, exams, goldens, metrics, paths, quality, results, runs, verdicts
+from workbook import accuracy, controls, drift, exams, goldens, machine, metrics, paths, quality, results, runs, verdicts
 from workbook.errors import BadInput
 from workbook.goldens import Anchor, Blessed, Blessing, Golden
 from workbook.params import Exam, Gate, nearest
@@ -270,7 +270,8 @@ def _report(candidate: Golden, golden: Golden | None, comparable: Golden | None,
     if comparable and (shared := _shared(candidate, comparable)):
         lines.append(f"{shared} of the new sessions are the old ones; the change is that of the {len(candidate.sessions) - shared} added to them")
     if comparable:
-        moved = results.judge_controls(comparable, {name: [x for s in sessions for x in s] for name, sessions in candidate.controls.items()})
+        moved = machine.judge(comparable, {name: [x for s in sessions for x in s] for name, sessions in candidate.controls.items()},
+                              samples={name: samples.sessions for name, samples in candidate.metrics.items()})
         lines += [] if moved["comparable"] else [moved["sentence"]]
     if len({(s.visit, s.finished[:10]) for s in candidate.sessions}) == 1:
         lines.append("all new sessions are of one visit; sessions of another day or host (ADD=1) would show how much those differ")

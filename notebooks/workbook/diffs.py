@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from workbook import accuracy, drift, files, goldens, metrics, paths, quality, results, verdicts
+from workbook import accuracy, drift, files, goldens, machine, metrics, paths, quality, results, verdicts
 from workbook.errors import BadInput
 from workbook.params import Exam, Gate
 
@@ -62,9 +62,9 @@ def compare(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> tup
 def _machine(a: goldens.Golden, b: goldens.Golden) -> dict:
     """Whether the machine ran at the same speed for both; of two platforms the report says that they differ."""
     if a.key.platform != b.key.platform:
-        return results.judge_controls(a, {})
-    others = np.concatenate([np.concatenate(samples.sessions) for name, samples in b.metrics.items() if name.partition("@")[0] == metrics.OTHERS] or [[0.0]])
-    return results.judge_controls(a, *({name: sessions[i] for name, sessions in b.controls.items()} for i in range(len(b.sessions))), others_pct=float(np.mean(others)))
+        return machine.judge(a, {}, samples={})
+    return machine.judge(a, *({name: sessions[i] for name, sessions in b.controls.items()} for i in range(len(b.sessions))),
+                         samples={name: samples.sessions for name, samples in b.metrics.items()})
 
 
 def _medians(a: goldens.Golden, b: goldens.Golden) -> pd.DataFrame:

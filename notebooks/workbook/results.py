@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbook import accuracy, bands, controls, degeneration, drift, goldens, metrics, scaling, verdicts
+from workbook import accuracy, bands, degeneration, drift, goldens, machine, metrics, scaling, verdicts
 from workbook.degeneration import Tally
 from workbook.params import Exam, Gate
 from workbook.schemas import RESULT_VERSION
@@ -55,27 +55,6 @@ def _judge_band(name: str, gate: Gate, known: goldens.Samples, sessions: list[li
             "rule": "band", "band": [gate.low, gate.high], "delta": 1 - gate.low}
 
 
-def judge_controls(golden: goldens.Golden, *measured: dict[str, list[float]], others_pct: float = 0.0) -> dict[str, Any]:
-    """Whether the machine itself runs at the golden's speed.
-
-    Args:
-        measured: the controls of each session. Of several the middle counts, as the effect is the mean over
-            sessions: a machine that was disturbed for one of them may so be comparable after all.
-        others_pct: of the cores, what other processes took while it was measured, where the CPU is what generates.
-    """
-    moves = goldens.control_moves(golden, *measured)
-    deciding = controls.deciding(moves)
-    moved = {k: moves[k] for k in deciding if abs(np.log1p(moves[k])) > np.log1p(controls.TOLERANCE)}
-    said = ", ".join(f"{k.removesuffix('_s')} " + (f"{abs(v) * 100:.0f} % {'slower' if v > 0 else 'faster'}" if v else "within them")
-                     + (" before the load" if k not in deciding else "") for k, v in moves.items())
-    sentence = f"the fixed work against the golden's sessions: {said or 'the golden has none'}"
-    if moved:
-        sentence += f"; that is more than {controls.TOLERANCE:.0%}, so the machine itself changed and speeds do not compare"
-    if shared := others_pct > controls.OTHERS_PCT:
-        sentence += f"; other processes took {others_pct:.0f} % of the cores while it was measured (at most {controls.OTHERS_PCT} %), so speeds do not compare"
-    return {"moves": moves, "tolerance": controls.TOLERANCE, "others_pct": others_pct, "comparable": not moved and not shared, "sentence": sentence}
-
-
 def verdict_of(validity: Completeness, golden: goldens.Golden | None, no_golden: str, gated: dict[str, dict],
                right: dict | None, drifted: dict | None, *answers: dict | None) -> tuple[str, str]:
     """Status of the run and the sentence that says why. Validity comes first; the worst of the rest decides.
@@ -91,15 +70,16 @@ def verdict_of(validity: Completeness, golden: goldens.Golden | None, no_golden:
     return _worst([*gated.values(), *(p for p in (right, drifted, *(a for a in answers if a and a["status"] != "NO_GOLDEN")) if p)])
 
 
-def judge_speed(gates: dict[str, Gate], golden: goldens.Golden, sessions: dict[str, list[list[float]]], machine: dict[str, Any]) -> dict[str, dict]:
-    """The verdict on each gated metric, as `judge_metric`. Where the `machine` (`judge_controls`) leaves one in doubt, its
-    status is INCONCLUSIVE, its sentence says why, and `without_controls` is the status that the samples alone gave.
+def judge_speed(gates: dict[str, Gate], golden: goldens.Golden, sessions: dict[str, list[list[float]]], found: dict[str, Any]) -> dict[str, dict]:
+    """The verdict on each gated metric, as `judge_metric`. Where the machine leaves one in doubt, its status is
+    INCONCLUSIVE, its sentence says why, and `without_controls` is the status that the samples alone gave.
 
     Args:
+        found: as `machine.judge`.
         sessions: the new samples of each metric, a list for each session; of one that was not measured none.
     """
     gated = {name: judge_metric(name, gate, golden, sessions.get(name, [])) for name, gate in gates.items()}
-    return {name: _doubted(outcome, machine) for name, outcome in gated.items()}
+    return {name: machine.doubted(outcome, found) for name, outcome in gated.items()}
 
 
 def look(gates: dict[str, Gate], golden: goldens.Golden, by_repetition: pd.DataFrame, controls_of: Sequence[dict[str, list[float]]]) -> dict[str, Any]:
@@ -112,16 +92,10 @@ def look(gates: dict[str, Gate], golden: goldens.Golden, by_repetition: pd.DataF
     Returns:
         status and sentence, from those of the gated metrics (`gates`) and the `controls`; number of `sessions`.
     """
-    machine = judge_controls(golden, *controls_of, others_pct=others_pct(by_repetition))
-    gated = judge_speed(gates, golden, {name: metrics.sessions(by_repetition, name) for name in gates}, machine)
+    found = machine.judge(golden, *controls_of, samples={name: [by_repetition[name]] for name in by_repetition})
+    gated = judge_speed(gates, golden, {name: metrics.sessions(by_repetition, name) for name in gates}, found)
     status, sentence = _worst(gated.values())
-    return {"status": status, "sentence": sentence, "sessions": len(controls_of), "gates": gated, "controls": machine}
-
-
-def others_pct(by_repetition: pd.DataFrame) -> float:
-    """Of the cores, what other processes took, mean over the passes; 0 where that was not measured."""
-    found = by_repetition.filter(regex=f"^{metrics.OTHERS}(@|$)")
-    return 0.0 if found.empty else float(np.nanmean(found.to_numpy(dtype=float)))
+    return {"status": status, "sentence": sentence, "sessions": len(controls_of), "gates": gated, "controls": found}
 
 
 def declaration(looks: list[dict], confirmed: bool) -> str:
@@ -144,31 +118,8 @@ def _brief(found: dict) -> str:
     effects = [f"{name} {verdicts.change(outcome['effect'], metrics.kind(name).direction) * 100:+.1f} %" if "effect" in outcome else name
                for name, outcome in found["gates"].items()]
     doubted = any("without_controls" in outcome for outcome in found["gates"].values())
-    machine = "" if not doubted else "the machine may have caused it" if found["controls"]["comparable"] else "the machine itself changed"
-    return ", ".join([*effects, *filter(None, [machine])])
-
-
-def _doubted(outcome: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
-    """A metric's outcome with what the machine has to say of it."""
-    doubt = _machines_share(outcome, machine) if machine["comparable"] else machine["sentence"]
-    if not doubt or outcome["status"] == "INVALID":
-        return outcome
-    return outcome | {"status": "INCONCLUSIVE", "sentence": f"{outcome['sentence']}; {doubt}", "without_controls": outcome["status"]}
-
-
-def _machines_share(outcome: dict[str, Any], machine: dict[str, Any]) -> str:
-    """Why a loss is not told from the machine's own; empty where it is, or where there is none. A load that is bound by what
-    is timed loses at most as much as the part that slowed most, so that much may not be the engine's: what is left has
-    to be above the smallest loss that is called one. Where fixed work is slow by chance or binds no load, a loss may
-    be missed by that much; none is invented."""
-    if outcome["status"] != "REGRESSED" or "effect" not in outcome:  # a band has no effect
-        return ""
-    slowest, move = max(((k, machine["moves"][k]) for k in controls.deciding(machine["moves"])), key=lambda found: found[1], default=("", 0.0))
-    left, visible = outcome["effect"] - np.log1p(move), outcome["smallest_visible"]
-    if move <= 0 or left > visible:
-        return ""
-    return (f"{slowest.removesuffix('_s')}, fixed work of the machine's, is {move:.1%} slower than in the slowest of the golden's sessions: without that "
-            f"{max(-np.expm1(-left), 0):.1%} is left, of the {-np.expm1(-visible):.1%} from which on it is called a loss")
+    doubt = "" if not doubted else "the machine may have caused it" if found["controls"]["comparable"] else "the machine itself changed"
+    return ", ".join([*effects, *filter(None, [doubt])])
 
 
 def _worst(parts: Iterable[dict[str, Any]]) -> tuple[str, str]:

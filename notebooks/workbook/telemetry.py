@@ -113,6 +113,8 @@ def of_window(frame: pd.DataFrame, begin: float, end: float, output_tokens: int)
         found |= {name: inside[name].mean() for role in metrics.PROCESSES if (name := f"{role}_cpu_pct") in inside}
     if not (clocks := inside.filter(regex=r"^gpu\d+_sm_mhz$")).empty:
         found["gpu_clock_mhz"] = clocks.mean(axis=None)
+    if not (shares := inside.filter(regex=r"^gpu\d+_busy_pct$")).empty:
+        found["gpu_busy_pct"] = shares.mean().min()
     if "kv_cache_pct" in inside:
         found["kv_cache_peak_pct"] = inside.kv_cache_pct.max()
     if output_tokens and end - begin >= ENERGY_WINDOW_S:

@@ -1,0 +1,78 @@
+"""What the machine has to say of a verdict on speed: whether it ran at the golden's speed, and what of a loss may be its own."""
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from workbook import controls, goldens, metrics
+
+Samples = dict[str, Sequence[Sequence[float]]]
+
+
+def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Samples) -> dict[str, Any]:
+    """Whether the machine itself runs at the golden's speed.
+
+    A host that is slower delays a GPU only while that has nothing to do, so it costs the load at most the share of the time
+    in which the GPU idles; and one that is faster gains at most the share in which it idled for the golden. So much of what
+    the host's fixed work moved `counts`, and all of what the device's did.
+
+    Args:
+        measured: the controls of each session. Of several the middle counts, as the effect is the mean over
+            sessions: a machine that was disturbed for one of them may so be comparable after all.
+        samples: of each metric of these sessions, by session; those of `metrics.OTHERS` and `metrics.BUSY` are what counts.
+
+    Returns:
+        Of each control, as fractions of its time, its `moves` (`goldens.control_moves`) and what of it `counts`; the
+        `tolerance`; `others_pct`; whether speeds are `comparable`; a sentence.
+    """
+    moves = goldens.control_moves(golden, *measured)
+    deciding = controls.deciding(moves)
+    then, now = (_idle_share(side) for side in ({name: known.sessions for name, known in golden.metrics.items()}, samples))
+    counts = {k: v if k.startswith("device") else float(np.clip(v, -then, now / max(1 - now, 1e-9))) for k, v in moves.items()}
+    moved = {k: moves[k] for k in deciding if abs(np.log1p(counts[k])) > np.log1p(controls.TOLERANCE)}
+    said = ", ".join(f"{k.removesuffix('_s')} " + (f"{abs(v) * 100:.0f} % {'slower' if v > 0 else 'faster'}" if v else "within them")
+                     + (" before the load" if k not in deciding else f" (of which {abs(counts[k]) * 100:.0f} % count: the GPUs were busy)" if counts[k] != v else "")
+                     for k, v in moves.items())
+    sentence = f"the fixed work against the golden's sessions: {said or 'the golden has none'}"
+    if moved:
+        sentence += f"; that is more than {controls.TOLERANCE:.0%}, so the machine itself changed and speeds do not compare"
+    others_pct = float(np.mean(others)) if (others := _means(samples, metrics.OTHERS)) else 0.0
+    if shared := others_pct > controls.OTHERS_PCT:
+        sentence += f"; other processes took {others_pct:.0f} % of the cores while it was measured (at most {controls.OTHERS_PCT} %), so speeds do not compare"
+    return {"moves": moves, "counts": counts, "tolerance": controls.TOLERANCE, "others_pct": others_pct, "comparable": not moved and not shared, "sentence": sentence}
+
+
+def doubted(outcome: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """A metric's outcome (`results.judge_metric`) with what the machine (`judge`) has to say of it."""
+    doubt = _share(outcome, found) if found["comparable"] else found["sentence"]
+    if not doubt or outcome["status"] == "INVALID":
+        return outcome
+    return outcome | {"status": "INCONCLUSIVE", "sentence": f"{outcome['sentence']}; {doubt}", "without_controls": outcome["status"]}
+
+
+def _share(outcome: dict[str, Any], found: dict[str, Any]) -> str:
+    """Why a loss is not told from the machine's own; empty where it is, or where there is none. A load that is bound by what
+    is timed loses at most as much as the part that slowed most, so that much may not be the engine's: what is left has
+    to be above the smallest loss that is called one. Where fixed work is slow by chance or binds no load, a loss may
+    be missed by that much; none is invented."""
+    if outcome["status"] != "REGRESSED" or "effect" not in outcome:  # a band has no effect
+        return ""
+    slowest, share = max(((k, found["counts"][k]) for k in controls.deciding(found["counts"])), key=lambda each: each[1], default=("", 0.0))
+    left, visible = outcome["effect"] - np.log1p(share), outcome["smallest_visible"]
+    if share <= 0 or left > visible:
+        return ""
+    part = f", of which {share:.1%} count" if share < found["moves"][slowest] else ""
+    return (f"{slowest.removesuffix('_s')}, fixed work of the machine's, is {found['moves'][slowest]:.1%} slower than in the slowest of the golden's sessions{part}: without that "
+            f"{max(-np.expm1(-left), 0):.1%} is left, of the {-np.expm1(-visible):.1%} from which on it is called a loss")
+
+
+def _idle_share(samples: Samples) -> float:
+    """Share of the time in which the least busy GPU had nothing to do, at the point of a sweep that left it idle most; 1
+    where that was not measured."""
+    return 1 - min(busy) / 100 if (busy := _means(samples, metrics.BUSY)) else 1.0
+
+
+def _means(samples: Samples, metric: str) -> list[float]:
+    """The means of a metric over all sessions, one for each point of a sweep."""
+    means = [np.concatenate([np.asarray(s, dtype=float) for s in sessions]) for name, sessions in samples.items() if name.partition("@")[0] == metric]
+    return [float(np.nanmean(values)) for values in means if np.isfinite(values).any()]
