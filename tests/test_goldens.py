@@ -248,6 +248,14 @@ def test_a_host_cannot_cost_more_than_the_time_in_which_the_gpus_wait(folders, m
     assert ("count: the GPUs were busy" in found["sentence"]) == (found["counts"] != found["moves"])
 
 
+def test_what_counts_is_the_wait_at_the_points_that_are_judged(folders):
+    golden = blessed(folders)
+    golden.controls = {"host_beside_s": [[1.0]]}
+    for judged, comparable in ((["output_tok_s@32"], True), (["output_tok_s@8"], False), (["output_tok_s@8", "output_tok_s@32"], False), ([], False)):
+        found = machine.judge(golden, {"host_beside_s": [2.0]}, samples={"gpu_busy_pct@8": [[60.0]], "gpu_busy_pct@32": [[98.0]]}, judged=judged)
+        assert found["comparable"] is comparable
+
+
 @pytest.mark.parametrize("lost, host, status", [
     (0.09, 1.00, "REGRESSED"), (0.09, 1.02, "REGRESSED"), (0.09, 1.08, "INCONCLUSIVE"), (0.14, 1.08, "REGRESSED"), (0.09, 0.92, "REGRESSED"),
     (0.00, 1.08, "PASSED"), (-0.09, 1.08, "IMPROVED")])

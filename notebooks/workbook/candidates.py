@@ -222,7 +222,7 @@ def _replace(candidate: Golden, exam: Exam, reason: str, by: str, accept: bool, 
     gates, anchor = watched(exam, candidate), comparable and comparable.anchor
     found = changes(candidate, comparable, anchor, gates)
     right, worse = _accuracy(candidate, comparable), _worse_answers(candidate, comparable)
-    tell("\n".join(_report(candidate, golden, comparable, unread) + [table(found, anchor)] + ([right.sentence] if right else []) + worse))
+    tell("\n".join(_report(candidate, golden, comparable, unread, gates) + [table(found, anchor)] + ([right.sentence] if right else []) + worse))
     losses = [f"{c.metric} {_percent(c.shift)}" for c in found if c.status == "REGRESSED"]
     losses += [f"accuracy {right.sentence}"] if right and right.status == "REGRESSED" else []
     losses += worse
@@ -261,7 +261,7 @@ def _worse_answers(candidate: Golden, golden: Golden | None) -> list[str]:
     return [found["sentence"] for found in (quality.judge_rates(quality.tallies(candidate), golden), lengths) if found and found["status"] == "REGRESSED"]
 
 
-def _report(candidate: Golden, golden: Golden | None, comparable: Golden | None, unread: str) -> list[str]:
+def _report(candidate: Golden, golden: Golden | None, comparable: Golden | None, unread: str, gates: dict[str, Gate]) -> list[str]:
     """What is replaced by what, in lines above the table."""
     old = _sessions(golden) + f', blessed {golden.blessing.when[:10]}: "{golden.blessing.reason}"' if golden and golden.blessing else unread or "none"
     lines = [f"{candidate.run} on {candidate.key.platform}", f"old: {old}", f"new: {_sessions(candidate)}"]
@@ -271,7 +271,7 @@ def _report(candidate: Golden, golden: Golden | None, comparable: Golden | None,
         lines.append(f"{shared} of the new sessions are the old ones; the change is that of the {len(candidate.sessions) - shared} added to them")
     if comparable:
         moved = machine.judge(comparable, {name: [x for s in sessions for x in s] for name, sessions in candidate.controls.items()},
-                              samples={name: samples.sessions for name, samples in candidate.metrics.items()})
+                              samples={name: samples.sessions for name, samples in candidate.metrics.items()}, judged=gates)
         lines += [] if moved["comparable"] else [moved["sentence"]]
     if len({(s.visit, s.finished[:10]) for s in candidate.sessions}) == 1:
         lines.append("all new sessions are of one visit; sessions of another day or host (ADD=1) would show how much those differ")

@@ -46,7 +46,8 @@ def compare(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> tup
     for part, what in (("work", "other parameters"), ("prompts", "other prompts")):
         if getattr(a.key, part) != getattr(b.key, part):
             raise BadInput(f"'{a.run}' of {a.recorded[0]} and '{b.run}' of {b.recorded[0]} do not compare: they ran with {what}")
-    gated = results.judge_speed(gates or {metrics.headline(b.metrics): Gate()}, a, {name: samples.sessions for name, samples in b.metrics.items()}, _machine(a, b))
+    gates = gates or {metrics.headline(b.metrics): Gate()}
+    gated = results.judge_speed(gates, a, {name: samples.sessions for name, samples in b.metrics.items()}, _machine(a, b, gates))
     parts = [(judged["status"], judged["sentence"]) for judged in gated.values()]
     if a.correct is not None and b.correct is not None:
         drop = accuracy.compare(np.array(a.correct, dtype=bool), np.array(b.correct, dtype=bool))
@@ -59,12 +60,12 @@ def compare(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> tup
     return [f"{status}: {sentence}" for status, sentence in parts], _medians(a, b), verdicts.overall([status for status, _ in parts])
 
 
-def _machine(a: goldens.Golden, b: goldens.Golden) -> dict:
+def _machine(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> dict:
     """Whether the machine ran at the same speed for both; of two platforms the report says that they differ."""
     if a.key.platform != b.key.platform:
         return machine.judge(a, {}, samples={})
     return machine.judge(a, *({name: sessions[i] for name, sessions in b.controls.items()} for i in range(len(b.sessions))),
-                         samples={name: samples.sessions for name, samples in b.metrics.items()})
+                         samples={name: samples.sessions for name, samples in b.metrics.items()}, judged=gates)
 
 
 def _medians(a: goldens.Golden, b: goldens.Golden) -> pd.DataFrame:

@@ -1,5 +1,5 @@
 """What the machine has to say of a verdict on speed: whether it ran at the golden's speed, and what of a loss may be its own."""
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from workbook import controls, goldens, metrics
 Samples = dict[str, Sequence[Sequence[float]]]
 
 
-def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Samples) -> dict[str, Any]:
+def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Samples, judged: Iterable[str] = ()) -> dict[str, Any]:
     """Whether the machine itself runs at the golden's speed.
 
     A host that is slower delays a GPU only while that has nothing to do, so it costs the load at most the share of the time
@@ -20,6 +20,7 @@ def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Sa
         measured: the controls of each session. Of several the middle counts, as the effect is the mean over
             sessions: a machine that was disturbed for one of them may so be comparable after all.
         samples: of each metric of these sessions, by session; those of `metrics.OTHERS` and `metrics.BUSY` are what counts.
+        judged: the metrics whose points of a sweep count; none: all points.
 
     Returns:
         Of each control, as fractions of its time, its `moves` (`goldens.control_moves`) and what of it `counts`; the
@@ -27,7 +28,10 @@ def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Sa
     """
     moves = goldens.control_moves(golden, *measured)
     deciding = controls.deciding(moves)
-    then, now = (_idle_share(side) for side in ({name: known.sessions for name, known in golden.metrics.items()}, samples))
+    points = {_point(name) for name in judged}
+    samples, known = ({name: sessions for name, sessions in side.items() if not points or _point(name) in points}
+                      for side in (samples, {name: each.sessions for name, each in golden.metrics.items()}))
+    then, now = _idle_share(known), _idle_share(samples)
     counts = {k: v if k.startswith("device") else float(np.clip(v, -then, now / max(1 - now, 1e-9))) for k, v in moves.items()}
     moved = {k: moves[k] for k in deciding if abs(np.log1p(counts[k])) > np.log1p(controls.TOLERANCE)}
     said = ", ".join(f"{k.removesuffix('_s')} " + (f"{abs(v) * 100:.0f} % {'slower' if v > 0 else 'faster'}" if v else "within them")
@@ -70,6 +74,10 @@ def _idle_share(samples: Samples) -> float:
     """Share of the time in which the least busy GPU had nothing to do, at the point of a sweep that left it idle most; 1
     where that was not measured."""
     return 1 - min(busy) / 100 if (busy := _means(samples, metrics.BUSY)) else 1.0
+
+
+def _point(name: str) -> str:
+    return name.partition("@")[2]
 
 
 def _means(samples: Samples, metric: str) -> list[float]:

@@ -92,7 +92,7 @@ def look(gates: dict[str, Gate], golden: goldens.Golden, by_repetition: pd.DataF
     Returns:
         status and sentence, from those of the gated metrics (`gates`) and the `controls`; number of `sessions`.
     """
-    found = machine.judge(golden, *controls_of, samples={name: [by_repetition[name]] for name in by_repetition})
+    found = machine.judge(golden, *controls_of, samples={name: [by_repetition[name]] for name in by_repetition}, judged=gates)
     gated = judge_speed(gates, golden, {name: metrics.sessions(by_repetition, name) for name in gates}, found)
     status, sentence = _worst(gated.values())
     return {"status": status, "sentence": sentence, "sessions": len(controls_of), "gates": gated, "controls": found}
