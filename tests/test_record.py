@@ -183,7 +183,7 @@ def test_changes_to_goldens_are_none(tmp_path, monkeypatch):
     monkeypatch.delenv("GIT_DIR", raising=False)
     for words in (("init", "-q"), ("config", "user.name", "x"), ("config", "user.email", "x@example.org")):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    for name in ("goldens/a.json", "notebooks/b.py", "README.md"):
+    for name in ("goldens/a.json", "notebooks/b.py", "notebooks/workbook/verdicts.py", "README.md"):
         files.write_text(tmp_path / name, "1")
 
     def commit():
@@ -196,7 +196,8 @@ def test_changes_to_goldens_are_none(tmp_path, monkeypatch):
     files.write_text(tmp_path / "untracked", "2")
     assert platforms.changed_files() == [] and platforms.git_state() == {"commit": first, "dirty": False}
     files.write_text(tmp_path / "README.md", "2")
-    assert platforms.changed_files() == ["README.md"] and platforms.git_state()["dirty"]
+    files.write_text(tmp_path / "notebooks/workbook/verdicts.py", "2")
+    assert platforms.changed_files() == ["README.md", "notebooks/workbook/verdicts.py"] and platforms.git_state()["dirty"]
     second = commit()
     assert platforms.same_code(first, second)
     files.write_text(tmp_path / "notebooks/b.py", "2")

