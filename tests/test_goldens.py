@@ -263,7 +263,7 @@ def test_a_loss_that_the_machine_may_have_caused_is_none_of_the_engines(folders,
     """What is left of it without what the slowest fixed work lost has to be beyond the margin of 3 %."""
     golden, found = _on_a_machine(folders, lost, {"host_beside_s": host})
     assert found["status"] == status and found.get("without_controls") == ("REGRESSED" if status == "INCONCLUSIVE" else None)
-    assert ("host_beside, fixed work of the machine's, is 8.0% slower than in the slowest of the golden's sessions: without that "
+    assert ("host_beside, fixed work of the machine's, is 8.0% slower than in the golden's sessions: without that "
             "1.7% is left, of the 3.0% from which on it is called a loss" in found["sentence"]) == (status == "INCONCLUSIVE")
 
 
@@ -297,6 +297,19 @@ def test_the_machines_share_has_a_boundary(folders):
     """Just above the margin after the machine's share, and just below it."""
     for slack, status in ((1e-4, "REGRESSED"), (-1e-4, "INCONCLUSIVE")):
         assert _on_a_machine(folders, 1 - 0.97 / 1.05 + slack, {"host_beside_s": 1.05})[1]["status"] == status
+
+
+def test_the_machines_share_is_counted_from_the_mean_of_the_golden(folders):
+    """As the loss is: from the slowest of its sessions a part of the machine's would be the engine's. Over two sessions it is theirs together."""
+    golden = blessed(folders)
+    golden.controls = {"host_beside_s": [[0.9], [1.0], [1.0, 1.2, 1.3]]}
+    still = np.array([99.9, 100.0, 100.1])
+    golden.metrics["output_tok_s"].sessions = [list(still)] * 3
+    for host, status in (([1.2], "INCONCLUSIVE"), ([0.9, 1.2], "REGRESSED"), ([1.2, 1.2], "INCONCLUSIVE")):
+        found = judge_machine(golden, *({"host_beside_s": [value]} for value in host))
+        assert found["comparable"] and found["slowed"]["host_beside_s"] == pytest.approx(np.prod(host) ** (1 / len(host)) / (0.9 * 1.2) ** (1 / 3) - 1)
+        judged = results.judge_speed({"output_tok_s": GATE}, golden, {"output_tok_s": [list(0.9 * still)] * len(host)}, found)
+        assert judged["output_tok_s"]["status"] == status
 
 
 def test_a_golden_without_controls_takes_nothing_off(folders):

@@ -299,6 +299,15 @@ def control_moves(golden: Golden, *measured: dict[str, list[float]]) -> dict[str
     return moves
 
 
+def control_means(golden: Golden, *measured: dict[str, list[float]]) -> dict[str, float]:
+    """How much longer each control took than in the golden's sessions, on the geometric mean over the sessions of either
+    side of their medians, as a fraction."""
+    def level(sessions: Iterable[list[float]]) -> float:
+        return float(np.mean([np.log(np.median(session)) for session in sessions]))
+    return {name: math.expm1(level(session[name] for session in measured) - level(golden.controls[name]))
+            for name in sorted(golden.controls.keys() & set.intersection(*map(set, measured)))}
+
+
 def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
     """What is not as it was when the golden was recorded: subject, soft environment, controls and GPU clocks, a row
     each; nothing is known of an imported one."""

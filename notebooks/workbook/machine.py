@@ -14,7 +14,7 @@ def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Sa
 
     A host that is slower delays a GPU only while that has nothing to do, so it costs the load at most the share of the time
     in which the GPU idles; and one that is faster gains at most the share in which it idled for the golden. So much of what
-    the host's fixed work moved `counts`, and all of what the device's did.
+    the host's fixed work moved counts, and all of what the device's did.
 
     Args:
         measured: the controls of each session. Of several the middle counts, as the effect is the mean over
@@ -23,7 +23,8 @@ def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Sa
         judged: the metrics whose points of a sweep count; none: all points.
 
     Returns:
-        Of each control, as fractions of its time, its `moves` (`goldens.control_moves`) and what of it `counts`; the
+        Of each control, as fractions of its time: its `moves` (`goldens.control_moves`) and what of them `counts`; how much it
+        `slowed` on average (`goldens.control_means`) and what of that may be its `share` of a loss, of those that decide. The
         `tolerance`; `others_pct`; whether speeds are `comparable`; a sentence.
     """
     moves = goldens.control_moves(golden, *measured)
@@ -32,7 +33,9 @@ def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Sa
     samples, known = ({name: sessions for name, sessions in side.items() if not points or _point(name) in points}
                       for side in (samples, {name: each.sessions for name, each in golden.metrics.items()}))
     then, now = _idle_share(known), _idle_share(samples)
-    counts = {k: v if k.startswith("device") else float(np.clip(v, -then, now / max(1 - now, 1e-9))) for k, v in moves.items()}
+    counts = {k: _bounded(k, v, then, now) for k, v in moves.items()}
+    slowed = goldens.control_means(golden, *measured)
+    shares = {k: max(_bounded(k, slowed[k], then, now), 0.0) for k in deciding}
     moved = {k: moves[k] for k in deciding if abs(np.log1p(counts[k])) > np.log1p(controls.TOLERANCE)}
     said = ", ".join(f"{k.removesuffix('_s')} " + (f"{abs(v) * 100:.0f} % {'slower' if v > 0 else 'faster'}" if v else "within them")
                      + (" before the load" if k not in deciding else f" (of which {abs(counts[k]) * 100:.0f} % count: the GPUs were busy)" if counts[k] != v else "")
@@ -43,7 +46,12 @@ def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Sa
     others_pct = float(np.mean(others)) if (others := _means(samples, metrics.OTHERS)) else 0.0
     if shared := others_pct > controls.OTHERS_PCT:
         sentence += f"; other processes took {others_pct:.0f} % of the cores while it was measured (at most {controls.OTHERS_PCT} %), so speeds do not compare"
-    return {"moves": moves, "counts": counts, "tolerance": controls.TOLERANCE, "others_pct": others_pct, "comparable": not moved and not shared, "sentence": sentence}
+    return {"moves": moves, "counts": counts, "slowed": slowed, "share": shares, "tolerance": controls.TOLERANCE, "others_pct": others_pct, "comparable": not moved and not shared, "sentence": sentence}
+
+
+def _bounded(control: str, move: float, then: float, now: float) -> float:
+    """What of a control's move can be the load's, with the GPUs idle for these shares of the time, for the golden and now."""
+    return move if control.startswith("device") else float(np.clip(move, -then, now / max(1 - now, 1e-9)))
 
 
 def doubted(outcome: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
@@ -57,16 +65,16 @@ def doubted(outcome: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
 def _share(outcome: dict[str, Any], found: dict[str, Any]) -> str:
     """Why a loss is not told from the machine's own; empty where it is, or where there is none. A load that is bound by what
     is timed loses at most as much as the part that slowed most, so that much may not be the engine's: what is left has
-    to be above the smallest loss that is called one. Where fixed work is slow by chance or binds no load, a loss may
-    be missed by that much; none is invented."""
+    to be above the smallest loss that is called one. Both are held against the mean of the golden's sessions. Where fixed
+    work is slow by chance or binds no load, a loss may be missed by that much; none is invented."""
     if outcome["status"] != "REGRESSED" or "effect" not in outcome:  # a band has no effect
         return ""
-    slowest, share = max(((k, found["counts"][k]) for k in controls.deciding(found["counts"])), key=lambda each: each[1], default=("", 0.0))
+    slowest, share = max(found["share"].items(), key=lambda each: each[1], default=("", 0.0))
     left, visible = outcome["effect"] - np.log1p(share), outcome["smallest_visible"]
     if share <= 0 or left > visible:
         return ""
-    part = f", of which {share:.1%} count" if share < found["moves"][slowest] else ""
-    return (f"{slowest.removesuffix('_s')}, fixed work of the machine's, is {found['moves'][slowest]:.1%} slower than in the slowest of the golden's sessions{part}: without that "
+    part = f", of which {share:.1%} count" if share < found["slowed"][slowest] else ""
+    return (f"{slowest.removesuffix('_s')}, fixed work of the machine's, is {found['slowed'][slowest]:.1%} slower than in the golden's sessions{part}: without that "
             f"{max(-np.expm1(-left), 0):.1%} is left, of the {-np.expm1(-visible):.1%} from which on it is called a loss")
 
 
