@@ -377,7 +377,8 @@ def test_two_engines_and_two_servers_with_synthetic_weights(place):
 
 
 def test_an_adapter_is_on_every_request(tmp_path):
-    """An adapter of zeros changes nothing, one of noise does; read by a real engine in a process of its own."""
+    """An adapter of zeros changes nothing, one of noise does; read by a real engine in a process of its own, and as after
+    servers, of whose arguments those of their front end are none of the reader's."""
     import torch
     from safetensors.torch import save_file
     for name, size in (("zeros", 0.0), ("noise", 0.2)):
@@ -394,7 +395,7 @@ from pathlib import Path
 from workbook import engines, models, params
 if __name__ == "__main__":
     args = {{"max_model_len": 64, "kv_cache_memory_bytes": 67_108_864, "enforce_eager": True, "lora_modules": {{"mine": sys.argv[1]}}}}
-    exam = params.check({{"run": "x", "engine_args": args}})
+    exam = params.check({{"run": "x", "engine": "server", "engine_args": args | {{"api_server_count": 2}}}})
     engine = engines.start_reader(exam, models.resolve(exam), Path({str(tmp_path / "engine.log")!r}))
     print(sum(engine.logprobs([([1, 2, 3], [4, 5, 6])])[0]))
     engine.close()

@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import replace
 
+import httpx
 import numpy as np
 import pandas as pd
 import psutil
@@ -140,6 +141,28 @@ def test_an_endpoint_that_is_none(scripted, monkeypatch):
         monkeypatch.setenv(client.KEY_VARIABLE, "right")
         _, _, frame = measured(guarded.url)
         assert set(frame.finish_reason) == {"length"}
+
+
+@pytest.mark.parametrize("listed, asked, chosen", [
+    (["only"], "x", "only"), (["a", "b"], "b", "b"), (["a", "b"], "b@v1", "b"), ([("a", "/weights/a"), ("b", "owner/b")], "owner/b@main", "b")])
+def test_of_several_models_the_exams_is_measured(monkeypatch, listed, asked, chosen):
+    """By the name that the server gives it, or by what it was loaded from."""
+    cards = [{"id": card} if isinstance(card, str) else {"id": card[0], "root": card[1]} for card in listed]
+    monkeypatch.setattr(http.httpx, "get", lambda url, **_: httpx.Response(200, json={"data": cards}, request=httpx.Request("GET", url)))
+    monkeypatch.setattr(http.HttpEngine, "_takes_token_ids", lambda self: True)
+    assert http.HttpEngine(exam("http://gate", model=asked), ["http://gate"]).serves == chosen
+    if len(listed) > 1:
+        with pytest.raises(BadInput, match="key 'model' is 'c': http://gate serves a, b; expected one of these"):
+            http.HttpEngine(exam("http://gate", model="c"), ["http://gate"])
+
+
+def test_proxies_of_the_environment_are_not_asked(scripted, monkeypatch):
+    """The load goes to the server itself, and so does what is asked before and beside it."""
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    _, _, frame = measured(scripted.url)
+    assert set(frame.finish_reason) == {"length"} and server._is_ready(scripted.url)
+    assert sampling.kv_cache_pct([scripted.url]) is None and sampling.DIRECT.open(f"{scripted.url}/health", timeout=5).status == 200
 
 
 def test_a_strict_server_is_asked_for_what_it_knows():

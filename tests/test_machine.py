@@ -1,11 +1,12 @@
 """What depends on the machine: platform, controls, and what engines are started with."""
 import os
+import sys
 import time
 import types
 
 import psutil
 import pytest
-from workbook import controls, params, platforms
+from workbook import controls, cores, params, platforms
 from workbook.engines import base
 from workbook.errors import BadInput, Stopped
 
@@ -46,10 +47,70 @@ def test_more_gpus_than_there_are(monkeypatch):
         platforms.require(params.check({"run": "x", "requires": {"device": "cpu"}}))
 
 
-@pytest.mark.parametrize("visible, index, uuid, expected", [("0,2", 2, "GPU-a", True), ("0,2", 1, "GPU-a", False), ("GPU-ab", 0, "GPU-abc", True), ("", 0, "GPU-a", False)])
-def test_cuda_visible_devices_is_respected(monkeypatch, visible, index, uuid, expected):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert platforms._is_visible(index, uuid) is expected
+class Nvml(types.ModuleType):
+    """NVML of a machine with so many GPUs, none of which says more than its name: a stand-in, for there is none here."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, uuids):
+        super().__init__("pynvml")
+        self._uuids = uuids
+        self.nvmlInit = lambda: None
+        self.nvmlDeviceGetCount = lambda: len(uuids)
+        self.nvmlDeviceGetHandleByIndex = lambda index: index
+        self.nvmlDeviceGetUUID = lambda handle: uuids[handle]
+        self.nvmlDeviceGetName = lambda handle: f"G{handle}"
+        self.nvmlDeviceGetMemoryInfo = self.nvmlDeviceGetComputeRunningProcesses = self._unsupported
+
+    def _unsupported(self, handle):
+        raise self.NVMLError("Not Supported")
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(["GPU-aa", "GPU-ab", "GPU-b", "GPU-c"]))
+    platforms.gpus.cache_clear()
+    yield
+    platforms.gpus.cache_clear()
+
+
+@pytest.mark.parametrize("visible, indices", [
+    (None, [0, 1, 2, 3]), ("0,2", [0, 2]), ("3, 1", [3, 1]), ("GPU-b,GPU-ab", [2, 1]), ("", []), ("1,9,2", [1]), ("-1", [])])
+def test_cuda_visible_devices_is_respected_in_its_order(monkeypatch, nvml, visible, indices):
+    """The first of them is CUDA's first, whatever NVML calls it."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [g.index for g in platforms.gpus()] == indices
+    assert [g.index for g in platforms.used_gpus(EXAM)] == indices[:1]
+
+
+def test_a_slice_of_a_gpu_is_refused(monkeypatch, nvml):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-0a1b")
+    with pytest.raises(BadInput, match="CUDA_VISIBLE_DEVICES is 'MIG-0a1b': a slice of a GPU"):
+        platforms.gpus()
+
+
+def test_a_gpu_that_does_not_say_everything_can_be_used(nvml, monkeypatch):
+    """One that shares the host's memory, or one of a virtual machine."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert platforms.gpus()[0] == platforms.Gpu(0, "G0", 0)
+    assert platforms.gpu_memory_used(EXAM) == {0: 0} and platforms.foreign_processes(EXAM) == []
+
+
+@pytest.mark.parametrize("stat, allowed, chosen", [
+    ("cpu  9\ncpu0 1\ncpu1 1\ncpu2 1\n", {0, 2}, "ac"), ("cpu  9\ncpu0 1\ncpu2 1\ncpu4 1\n", {2, 4}, "bc"),
+    ("cpu  9\ncpu0 1\ncpu1 1\ncpu2 1\n", {8, 9, 10}, "abc")], ids=["all online", "some offline", "a container's own numbers"])
+def test_the_cores_of_this_process_among_those_that_are_counted(monkeypatch, tmp_path, stat, allowed, chosen):
+    (tmp_path / "stat").write_text(stat)
+    monkeypatch.setattr(cores, "STAT", tmp_path / "stat")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed)
+    assert "".join(cores.own("abc")) == chosen
+
+
+def test_the_cores_of_this_machine_are_those_that_psutil_counts():
+    assert len(cores.own(psutil.cpu_times(percpu=True))) == len(os.sched_getaffinity(0))
 
 
 def test_controls_time_both_pieces():

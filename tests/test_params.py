@@ -55,6 +55,22 @@ WRONG = [
     (ASYNC | {"load": "burst", "concurrency": [1, 2], "request_rate": 2}, "parameters: key 'concurrency' is [1, 2]: a burst has one size; expected one"),
     (ASYNC | {"load": "poisson", "concurrency": [4], "request_rate": 2},
      "parameters: key 'concurrency' is [4]: requests of load 'poisson' come at a rate, however many are under way; expected []"),
+    (ASYNC | {"load": "closed", "concurrency": [8, 64]},
+     "parameters: key 'concurrency' ends with 64: there are 32 requests (num_prompts x n), so that many are never under way; expected at most 32"),
+    (ASYNC | {"load": "burst", "concurrency": 33, "request_rate": 2},
+     "parameters: key 'concurrency' ends with 33: there are 32 requests (num_prompts x n), so that many are never under way; expected at most 32"),
+    ({"env": {"CUDA_VISIBLE_DEVICES": "1"}}, "parameters: key 'env' has CUDA_VISIBLE_DEVICES: '1', of which what watches the GPUs would not know; "
+     "expected it in the environment of make, or of Jupyter"),
+    ({"engine_args": {"disable_log_stats": True}}, "parameters: key 'engine_args.disable_log_stats' is true: the offline engine then keeps no times of its requests; expected false"),
+    ({"gates": {"goodput_s": {}}}, "parameters: key 'gates' names the metric 'goodput_s', which counts requests within limits: expected some in key 'slo'"),
+    ({"gates": {"itl_p50_ms": {}}}, "parameters: key 'gates' names the metric 'itl_p50_ms', the gaps of a stream, and engine 'offline' gives none: expected engine: server or endpoint"),
+    ({"engine": "server", "gates": {"queue_p50_ms": {}}}, "parameters: key 'gates' names the metric 'queue_p50_ms', which engine 'server' does not tell: expected engine: offline or async"),
+    ({"gates": {"acceptance_pct": {}}}, "parameters: key 'gates' names the metric 'acceptance_pct', of speculative decoding: expected engine_args.speculative_config"),
+    ({"requires": {"device": "cpu"}, "gates": {"gpu_clock_mhz": {}}}, "parameters: key 'gates' names the metric 'gpu_clock_mhz', which a CPU does not have: expected requires.device: gpu or any"),
+    ({"gates": {"e2e_p99_ms": {}}}, "parameters: key 'gates' names the metric 'e2e_p99_ms', of 32 requests a repetition, of which it is no more than the slowest few: "
+     "expected 1,000 or more, or a lower percentile"),
+    ({"num_prompts": 2000, "concurrency": [500, 2000], "gates": {"e2e_p99_ms@500": {}}}, "parameters: key 'gates' names the metric 'e2e_p99_ms@500', of 500 requests a repetition, "
+     "of which it is no more than the slowest few: expected 1,000 or more, or a lower percentile"),
     ({"engine": "endpoint"}, "parameters: key 'endpoint' is empty: engine 'endpoint' is a server that runs already; expected its URL"),
     ({"engine": "endpoint", "endpoint": "https://me:secret@host/v1"}, "parameters: key 'endpoint' has a user name, a password or a query: the report shows it to everybody; "
      "expected scheme, host, port and path alone, the key being in the environment variable OPENAI_API_KEY"),

@@ -1,7 +1,7 @@
 """Scaling against one GPU: from results and goldens made up in folders of the test's own."""
 import pandas as pd
 import pytest
-from workbook import files, goldens, metrics, params, paths, results, scaling
+from workbook import exams, files, goldens, metrics, params, paths, platforms, results, scaling
 from workbook.validity import Completeness
 
 GPU = {"index": 0, "name": "G", "memory_bytes": 1}
@@ -61,7 +61,28 @@ def test_replicas_and_parallel_sizes_are_how_it_is_spread(folders):
     spread = {"engine": "server", "replicas": 2, "engine_args": {"tensor_parallel_size": 2, "max_num_seqs": 64}}
     assert found(exam(**spread)) is None, "another engine is other work"
     store("x@gpu1", values={"engine": "server"})
-    assert found(exam(**spread))["against"] == "x@gpu1"
+    asked = exam(**spread)
+    assert scaling.against_one(asked, record(asked, 4), MANY)["against"] == "x@gpu1"
+
+
+def test_several_engines_on_each_gpu_are_held_against_as_many_on_one(folders):
+    spread = {"engine": "server", "engine_args": {"max_num_seqs": 64}}
+    store("x@gpu1", values=spread | {"replicas": 1})
+    assert found(exam(**spread, replicas=8)) is None, "one engine on a GPU is another exam than four"
+    store("x@gpu1-tuned", values=spread | {"replicas": 4})
+    assert found(exam(**spread, replicas=8))["against"] == "x@gpu1-tuned"
+
+
+@pytest.mark.parametrize("stem", ["megatron-583m-static", "verl-smollm2-gsm8k"])
+def test_every_variant_of_the_exams_for_several_gpus_has_one_for_one(stem, monkeypatch):
+    """Or its report could not say how well they pull together."""
+    monkeypatch.setattr(platforms, "gpus", lambda: tuple(platforms.Gpu(i, "G", 1) for i in range(8)))
+    asked = {name: exams.load(name) for name in exams.select(stem)}
+    alone = [each for each in asked.values() if each.requires.gpus == 1]
+    for name, many in asked.items():
+        if many.requires.gpus > 1:
+            there, batches = record(many, many.requires.gpus), many.subject == "random" and many.load == "batch"
+            assert any(scaling._is_same_work(many, there, goldens.key_of(record(one, 1)), record(one, 1)["subject"], one.points if batches else []) for one in alone), name
 
 
 @pytest.mark.parametrize("changes", [

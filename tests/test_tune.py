@@ -110,6 +110,8 @@ def test_a_setting_is_the_run_with_what_the_sweep_and_the_setting_change(tiny):
 
 def test_some_settings_in_the_order_of_the_file(tiny):
     assert list(sweeps.load("tiny", only="eager seqs-8").settings) == ["untuned", "seqs-8", "eager"]
+    with pytest.raises(BadInput, match="ONLY names 'untuned' alone, which every setting is held against; expected some of seqs-8, seqs-2, async, eager"):
+        sweeps.load("tiny", only="untuned")
     with pytest.raises(BadInput, match="ONLY: there is no setting 'seqs-9'; expected some of seqs-8, seqs-2, async, eager; did you mean 'seqs-8'?"):
         sweeps.load("tiny", only="seqs-9")
 

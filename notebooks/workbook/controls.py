@@ -41,10 +41,14 @@ OTHERS_PCT = 5
 much as the smallest loss that a gate looks for."""
 
 
-def measure() -> dict[str, list[float]]:
+def measure(gpus: int = 1) -> dict[str, list[float]]:
     """Seconds of each control, `SAMPLES` of each: `host_s` (a single-thread Python loop) and `device_s`
-    (a copy and a matrix product on the accelerator, or on all cores)."""
-    return in_own_process("workbook.controls")
+    (a copy and a matrix product on the accelerator, or on all cores).
+
+    Args:
+        gpus: of so many, the first of the visible ones, the slowest counts, since the others wait for it.
+    """
+    return in_own_process("workbook.controls", str(gpus))
 
 
 @contextlib.contextmanager
@@ -114,13 +118,13 @@ def move(now: float, known: Sequence[float]) -> float:
     return now / min(max(now, min(known)), max(known)) - 1
 
 
-def in_own_process(module: str) -> Any:
-    """Run `python -m module` and return what its last line says, as JSON.
+def in_own_process(module: str, *words: str) -> Any:
+    """Run `python -m module words` and return what its last line says, as JSON.
 
     Raises:
         RuntimeError: it failed, with the last line of its error.
     """
-    job = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, env=paths.child_environment())
+    job = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True, env=paths.child_environment())
     if job.returncode:
         raise RuntimeError(f"{module} failed: {job.stderr.strip().splitlines()[-1:]}")
     return json.loads(job.stdout.splitlines()[-1])
@@ -132,11 +136,18 @@ def _host() -> None:
         total += i & 7
 
 
-def _device():
+def _devices(gpus: int) -> list[float]:
+    """Of the device's work, the slowest of so many GPUs at each time; on all cores where there is none."""
+    import torch
+    each = [_timed(_device(f"cuda:{index}")) for index in range(min(gpus, torch.cuda.device_count()))] or [_timed(_device("cpu"))]
+    return [max(times) for times in zip(*each, strict=True)]
+
+
+def _device(device: str) -> Callable[[], None]:
     """A function that does the device's work once and waits for it."""
     import torch
-    on_gpu = torch.cuda.is_available()
-    device, side = ("cuda", 8192) if on_gpu else ("cpu", 1536)
+    on_gpu = device != "cpu"
+    side = 8192 if on_gpu else 1536
     torch.manual_seed(0)
     a = torch.randn(side, side, device=device, dtype=torch.bfloat16 if on_gpu else torch.float32)
     wide = torch.empty((4 if on_gpu else 1) << 26, device=device, dtype=torch.float32)
@@ -146,7 +157,7 @@ def _device():
             a @ a
             wide.clone()
         if on_gpu:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
     return work
 
 
@@ -181,4 +192,4 @@ def _timed(work: Callable[[], None]) -> list[float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"host_s": _timed(_host), "device_s": _timed(_device())}))
+    print(json.dumps({"host_s": _timed(_host), "device_s": _devices(int(sys.argv[1]))}))

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from workbook.errors import BadInput
 
 WORK_KEYS = ("subject", "subject_args", "num_prompts", "repeat_prompts", "prompt_suffix", "chat_template", "input_len", "output_len",
-             "weights", "engine", "replicas", "n", "temperature", "top_p", "top_k", "max_tokens", "ignore_eos", "seed", "load", "concurrency", "request_rate", "burstiness")
+             "weights", "engine", "replicas", "n", "temperature", "top_p", "top_k", "max_tokens", "ignore_eos", "seed", "load", "concurrency", "request_rate", "burstiness", "slo")
 """The keys that define the work. A golden is comparable only where all of them are equal; the model, the
 engine's arguments and the environment are what is under test, and so are not among them."""
 
@@ -22,6 +22,8 @@ NO_GOLD = ("sharegpt", "random")
 """Subjects without right answers."""
 FROM_FILE = ("gsm8k", "jsonl", "sharegpt")
 """Subjects that can be read from a file of the user's."""
+REQUESTS_OF_P99 = 1000
+"""A 99th percentile of fewer is one or two requests, and gates nothing."""
 CEILINGS = {"empty": 0.1, "cut_off": 0.9, "loop": 0.5, "one_token": 0.1, "invalid_utf8": 0.1, "special_tokens": 0.1, "identical": 0.9}
 """Rates of `degeneration` above which a run is INVALID. Of 160 answers to `smoke` SmolLM2-135M cuts off 17 % and has none of the
 others; with random weights or at temperature 5 it is 100 % cut off and 24 to 28 % broken bytes, random and greedy 63 % in a
@@ -168,6 +170,11 @@ class Exam(Section):
             yield f"key 'endpoint' is {self.endpoint!r}: engine '{self.engine}' is started for the run; expected '', or engine: endpoint"
         if self.engine == "endpoint" and self.weights_sha256:
             yield "key 'weights_sha256' is set: an endpoint does not show its weights; expected ''"
+        if "CUDA_VISIBLE_DEVICES" in self.env:
+            yield (f"key 'env' has CUDA_VISIBLE_DEVICES: {self.env['CUDA_VISIBLE_DEVICES']!r}, of which what watches the GPUs would not know; "
+                   "expected it in the environment of make, or of Jupyter")
+        if self.engine == "offline" and self.engine_args.get("disable_log_stats"):
+            yield "key 'engine_args.disable_log_stats' is true: the offline engine then keeps no times of its requests; expected false"
         if self.replicas > 1 and self.engine != "server":
             yield f"key 'replicas' is {self.replicas}: only servers run side by side; expected 1, or engine: server"
         if self.requires.device == "cpu" and self.requires.gpus:
@@ -187,6 +194,8 @@ class Exam(Section):
             yield f"key 'concurrency' is {sizes}: a burst has one size; expected one"
         if self.load in ("poisson", "gamma") and sizes:
             yield f"key 'concurrency' is {sizes}: requests of load '{self.load}' come at a rate, however many are under way; expected []"
+        if self.load in ("closed", "burst") and sizes and sizes[-1] > total:
+            yield f"key 'concurrency' ends with {sizes[-1]}: there are {total} requests (num_prompts x n), so that many are never under way; expected at most {total}"
         open_loop = self.load in ("poisson", "gamma", "burst")
         if open_loop and not self.request_rate:
             yield f"key 'request_rate' is 0: load '{self.load}' sends by the clock; expected more than 0, requests a second"
@@ -204,6 +213,24 @@ class Exam(Section):
             if name not in known:
                 what = f"measured at a point of the sweep, such as '{THROUGHPUT}@{self.points[-1]}'" if self.points else "that is measured"
                 yield f"key 'gates' names the metric '{name}'; expected one {what}{nearest(name, known)}"
+            elif why := self._unmeasurable(*name.partition("@")[::2]):
+                yield f"key 'gates' names the metric '{name}', {why}"
+
+    def _unmeasurable(self, metric: str, point: str) -> str:
+        """Why a metric cannot be judged whatever the machine, and what is expected; empty if it can."""
+        first, streams = metric.partition("_")[0], self.engine in ("server", "endpoint")
+        count = int(point) if point and self.load == "batch" else self.num_prompts * self.n
+        needs = {"goodput": (any(self.slo.model_dump().values()), "which counts requests within limits: expected some in key 'slo'"),
+                 "itl": (streams, f"the gaps of a stream, and engine '{self.engine}' gives none: expected engine: server or endpoint"),
+                 "queue": (not streams, f"which engine '{self.engine}' does not tell: expected engine: offline or async"),
+                 "acceptance": (self.engine == "endpoint" or "speculative_config" in self.engine_args, "of speculative decoding: expected engine_args.speculative_config")}
+        if first in needs and not needs[first][0]:
+            return needs[first][1]
+        if first in ("gpu", "energy") and self.requires.device == "cpu":
+            return "which a CPU does not have: expected requires.device: gpu or any"
+        if "_p99_" in metric and count < REQUESTS_OF_P99:
+            return f"of {count:,} requests a repetition, of which it is no more than the slowest few: expected {REQUESTS_OF_P99:,} or more, or a lower percentile"
+        return ""
 
     @property
     def points(self) -> list[int]:

@@ -1,4 +1,5 @@
 """What this machine is: accelerators, the platform's name, versions and the state of the checkout."""
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -7,6 +8,7 @@ import subprocess
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from workbook import paths
@@ -30,26 +32,50 @@ class Gpu:
 
 @cache
 def gpus() -> tuple[Gpu, ...]:
-    """The NVIDIA GPUs that CUDA_VISIBLE_DEVICES lets us use; empty without a driver."""
+    """The NVIDIA GPUs that CUDA_VISIBLE_DEVICES lets us use, in its order, which is CUDA's; empty without a driver.
+
+    Raises:
+        BadInput: it names a slice of a GPU (MIG).
+    """
     import pynvml
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return ()
-    found = []
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        if _is_visible(index, pynvml.nvmlDeviceGetUUID(handle)):
-            found.append(Gpu(index, pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetMemoryInfo(handle).total))
-    return tuple(found)
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    order = _visible([pynvml.nvmlDeviceGetUUID(handle) for handle in handles], os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return tuple(Gpu(index, pynvml.nvmlDeviceGetName(handles[index]), _memory(handles[index]).total) for index in order)
 
 
-def _is_visible(index: int, uuid: str) -> bool:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return True
-    return any(word == str(index) or (word.startswith("GPU-") and uuid.startswith(word))
-               for word in visible.replace(" ", "").split(",") if word)
+class Memory(NamedTuple):
+    """Bytes of a GPU's memory; 0 where NVML does not say, as of one that shares the host's."""
+    total: int = 0
+    used: int = 0
+
+
+def _memory(handle) -> Memory:
+    import pynvml
+    try:
+        found = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    except pynvml.NVMLError:
+        return Memory()
+    return Memory(found.total, found.used)
+
+
+def _visible(uuids: list[str], variable: str | None) -> list[int]:
+    """NVML's indices of the GPUs that CUDA_VISIBLE_DEVICES names by number or the beginning of a UUID, in its order and, as in CUDA, up to
+    the first word that names none."""
+    if variable is None:
+        return list(range(len(uuids)))
+    found: list[int] = []
+    for word in variable.replace(" ", "").split(","):
+        if word.startswith("MIG-"):
+            raise BadInput(f"the environment variable CUDA_VISIBLE_DEVICES is {variable!r}: a slice of a GPU (MIG), whose share of its card nothing here could measure; expected whole GPUs")
+        index = next((i for i, uuid in enumerate(uuids) if word == str(i) or word.startswith("GPU-") and uuid.startswith(word)), None)
+        if index is None:
+            break
+        found.append(index)
+    return found
 
 
 def cores() -> list[int]:
@@ -174,19 +200,21 @@ def gpu_memory_used(exam: Exam) -> dict[int, int]:
     if not gpus():
         return {}
     import pynvml
-    return {g.index: pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(g.index)).used for g in used_gpus(exam)}
+    return {g.index: _memory(pynvml.nvmlDeviceGetHandleByIndex(g.index)).used for g in used_gpus(exam)}
 
 
 def foreign_processes(exam: Exam) -> list[str]:
-    """Processes other than ours on the exam's GPUs, as `pid on GPU index`."""
+    """Processes other than ours on the exam's GPUs, as `pid on GPU index`; none of a GPU whose driver does not list them (WSL, some vGPUs)."""
     if not gpus():
         return []
     import psutil
     import pynvml
     ours = {os.getpid(), os.getppid()} | {p.pid for p in psutil.Process().children(recursive=True)}
-    return [f"{p.pid} on GPU {g.index}" for g in used_gpus(exam)
-            for p in pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(g.index))
-            if p.pid not in ours]
+    found = []
+    for gpu in used_gpus(exam):
+        with contextlib.suppress(pynvml.NVMLError):
+            found += [f"{p.pid} on GPU {gpu.index}" for p in pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(gpu.index)) if p.pid not in ours]
+    return found
 
 
 def _git(*words: str) -> str | None:

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 from pydantic import AwareDatetime, BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, ValidationError
 
-from workbook import controls, files, paths, platforms
+from workbook import controls, cores, files, paths, platforms
 from workbook.errors import BadInput
 from workbook.load import Repetition
 from workbook.params import Exam
@@ -189,9 +189,8 @@ def measure(size: int, sides: tuple[int, ...]) -> dict[str, float]:
 
 def _cpu_s() -> float:
     """Seconds that the cores of this process have worked since they were started, for whomever."""
-    times = psutil.cpu_times(percpu=True)
     # Time for guests is also counted as the user's.
-    return sum(sum(t) - t.idle - t.iowait - t.guest - t.guest_nice for t in (times[core] for core in platforms.cores()))
+    return sum(sum(t) - t.idle - t.iowait - t.guest - t.guest_nice for t in cores.own(psutil.cpu_times(percpu=True)))
 
 
 if __name__ == "__main__":

@@ -18,12 +18,16 @@ from typing import Any
 
 import psutil
 
+from workbook import cores
+
 PERIOD_S = 0.5
 TREE_S = 5.0
 """How often the processes of the load are looked up: that reads every process of the machine."""
 SCRAPE_S = 2.0
 """How often a server is asked: its answer takes milliseconds of the process that also serves the load."""
 ASK_S = 1.0
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks without the environment's proxies, which would not find loopback."""
 ROLE = re.compile(r"VLLM::(?P<engine_core>EngineCore)|VLLM::(?P<worker>Worker)|(?P<front_end>VLLM::APIServer|vllm\.entrypoints|workbook\.engines\.serve)")
 """What a process of the engine does, by its command line: vLLM gives those that it starts a title."""
 KV_CACHE = re.compile(r"^vllm:kv_cache_usage_perc(?:\{.*\})? (\S+)", re.MULTILINE)
@@ -131,7 +135,7 @@ def kv_cache_pct(urls: Sequence[str]) -> float | None:
     None where none of them says."""
     shares: list[float] = []
     for url in urls:
-        with contextlib.suppress(OSError, http.client.HTTPException), urllib.request.urlopen(f"{url}/metrics", timeout=ASK_S) as reply:
+        with contextlib.suppress(OSError, http.client.HTTPException), DIRECT.open(f"{url}/metrics", timeout=ASK_S) as reply:
             shares += map(float, KV_CACHE.findall(reply.read().decode(errors="replace")))
     return 100 * max(shares) if shares else None
 
@@ -153,17 +157,16 @@ def run(process: psutil.Process, gpus: Sequence[int], urls: Sequence[str]) -> No
     latest: dict[str, float] = {}
     if urls:
         threading.Thread(target=_ask_servers, args=(urls, latest), daemon=True).start()
-    cores = sorted(os.sched_getaffinity(0))
     psutil.cpu_percent(percpu=True)
     (_, used), at, told = tree.usage(), time.monotonic(), None
     while told is None and process.is_running():
         told = signal.sigtimedwait({signal.SIGTERM}, PERIOD_S)
-        busy = psutil.cpu_percent(percpu=True)
+        busy = cores.own(psutil.cpu_percent(percpu=True))
         before, began = used, at
         (resident, used), at = tree.usage(), time.monotonic()
         taken = {pid: seconds - before.get(pid, 0.0) for pid, seconds in used.items()}
-        own = 100 * sum(taken.values()) / (at - began) / len(cores)
-        row: dict[str, Any] = {"time": at, "cpu_busy_pct": (all_pct := sum(busy[c] for c in cores) / len(cores)), "rss_gb": resident / 1e9,
+        own = 100 * sum(taken.values()) / (at - began) / len(busy)
+        row: dict[str, Any] = {"time": at, "cpu_busy_pct": (all_pct := sum(busy) / len(busy)), "rss_gb": resident / 1e9,
                                "others_cpu_pct": max(0.0, all_pct - own),
                                **{f"{role}_cpu_pct": 100 * seconds / (at - began) for role, seconds in tree.busiest(taken).items()}}
         row |= watched.sample() if watched else {}

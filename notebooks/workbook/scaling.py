@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from workbook import files, goldens, metrics, paths
+from workbook import files, goldens, metrics, paths, platforms
 from workbook.errors import BadInput
 from workbook.params import Exam
 
@@ -107,9 +107,10 @@ def _golden(exam: Exam, record: dict[str, Any]) -> One | None:
 
 
 def _is_same_work(exam: Exam, record: dict[str, Any], key: goldens.Key, subject: dict[str, Any], points: list[int]) -> bool:
-    """Whether something on one GPU of the kind did what this run did, apart from how it was spread. A batch of random
-    prompts is the same work whichever other batches are in the sweep: all have the same lengths."""
-    changes: dict[str, Any] = {"replicas": 1}
+    """Whether something on one GPU of the kind did what this run did, apart from how it was spread: with as many engines on
+    its GPU as this run had on each. A batch of random prompts is the same work whichever other batches are in the sweep: all
+    have the same lengths."""
+    changes: dict[str, Any] = {"replicas": max(1, exam.replicas * platforms.workers(exam) // len(record["machine"]["gpus"]))}
     prompts = record["prompts_sha256"]
     if exam.subject == "random" and exam.load == "batch" and exam.points and points:
         changes |= {"concurrency": points, "num_prompts": max(points) // exam.n}

@@ -137,6 +137,8 @@ def _chosen(only: str, known: list[str]) -> list[str]:
     for name in asked:
         if name not in (UNTUNED, *known):
             raise BadInput(f"ONLY: there is no setting {name!r}; expected some of {', '.join(known)}{nearest(name, known)}")
+    if asked and set(asked) == {UNTUNED}:
+        raise BadInput(f"ONLY names {UNTUNED!r} alone, which every setting is held against; expected some of {', '.join(known)}")
     return [name for name in known if name in asked or not asked]
 
 

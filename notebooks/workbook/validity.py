@@ -65,8 +65,8 @@ def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weig
         problems.append(f"{len(short)} answers are shorter than asked for although end-of-sequence is ignored (is max_model_len too small?)")
     if len(early := requests[(requests.finish_reason == "length") & (requests.output_tokens < requests.max_tokens)]) and not exam.ignore_eos:
         problems.append(f"{len(early)} answers were cut off before the limit that was asked for (is the engine's window smaller than the exam's?)")
-    if cached and (exam.warmup == "auto" or exam.warmup + exam.repetitions > 1):
-        problems.append(f"{cached:.0f} prompt tokens came from the prefix cache, so a repetition was fed by the one before; expected enable_prefix_caching: false")
+    if cached and (exam.warmup == "auto" or exam.warmup + exam.repetitions > 1 or len(exam.points) > 1):
+        problems.append(f"{cached:.0f} prompt tokens came from the prefix cache, so a pass was fed by the one before; expected enable_prefix_caching: false")
     if wrong := sum(value is None for sequence in logprobs for value in sequence):
         problems.append(f"the model gives {wrong} log-probabilities that are not finite numbers")
     problems += worthless

@@ -43,4 +43,4 @@ def start_reader(exam: Exam, model: Path, log: Path):
     process, which starts in half the time. Raises as `start`."""
     from workbook.engines.offline import OfflineEngine
     own = {k: v for k, v in exam.engine_args.items() if not k.startswith(("data_parallel", "speculative"))}
-    return OfflineEngine(exam.model_copy(update={"engine": "offline", "engine_args": own}), model, log, in_process=True)
+    return OfflineEngine(exam.model_copy(update={"engine": "offline", "engine_args": own}), model, log, in_process=True, of_server=exam.engine == "server")

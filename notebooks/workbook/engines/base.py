@@ -76,9 +76,8 @@ class LocalEngine:
     metrics_urls = ()
     _kv_cache_peak: float | None = None
 
-    def __init__(self, exam: Exam, model: Path, log: Path, in_process: bool = False):
-        self._exam, self.serves = exam, exam.model
-        self._memory_before = platforms.gpu_memory_used(exam)
+    def __init__(self, exam: Exam, model: Path, log: Path, in_process: bool = False, of_server: bool = False):
+        self.serves, self._memory_before = exam.model, platforms.gpu_memory_used(exam)
         os.environ.update(environment(exam, in_process))
         began = time.monotonic()
         self._log_path, self._log = log, log.open("a", buffering=1)
@@ -89,7 +88,11 @@ class LocalEngine:
             except ImportError as error:
                 raise BadInput(f"vllm cannot be imported ({error}); expected the packages of requirements.txt or requirements-cpu.txt") from error
             self._sampling_params = SamplingParams
-            check_names(exam.engine_args, [f.name for f in dataclasses.fields(EngineArgs)])
+            known = [f.name for f in dataclasses.fields(EngineArgs)]
+            if of_server:
+                exam = exam.model_copy(update={"engine_args": {k: v for k, v in exam.engine_args.items() if k in (*known, "lora_modules")}})
+            check_names(exam.engine_args, known)
+            self._exam = exam
             self._lora = _lora_request(exam)
             try:
                 self._start({"model": str(model)} | engine_args(exam))

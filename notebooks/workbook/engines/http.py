@@ -12,7 +12,8 @@ from workbook.errors import BadInput
 from workbook.params import Exam
 
 ASK_S = 10
-"""Seconds that a server may take to say what it serves."""
+"""Seconds that a server may take to say what it serves. It is asked without the environment's proxies (`trust_env`), as the
+load reaches it: none of them would find loopback."""
 
 PROBE_S = 30
 """Seconds for the request that finds out what the server takes."""
@@ -79,7 +80,7 @@ class HttpEngine:
         totals: dict[str, float] = {}
         for url in self._urls:
             try:
-                text = httpx.get(f"{url}/metrics", timeout=ASK_S).raise_for_status().text
+                text = httpx.get(f"{url}/metrics", timeout=ASK_S, trust_env=False).raise_for_status().text
             except httpx.HTTPError:
                 continue
             for family in text_string_to_metric_families(text):
@@ -139,19 +140,28 @@ class HttpEngine:
         return reply.error if reply.error.startswith(REFUSALS) else ""
 
     def _ask_model(self, url: str) -> dict[str, Any]:
-        """What the server says of its first model.
+        """What the server says of the exam's model: its only one, or that which has the name of key 'model', by its own
+        or by what it was loaded from (`root`, which vLLM says).
 
         Raises:
-            BadInput: nothing answers there, the key is refused, or it is no such server.
+            BadInput: nothing answers there, the key is refused, it is no such server, or it serves several others.
         """
         where = f"key 'endpoint' is {url!r}"
         try:
-            reply = httpx.get(f"{url}/v1/models", timeout=ASK_S, headers={"Authorization": f"Bearer {key}"} if (key := client.api_key()) else {})
+            reply = httpx.get(f"{url}/v1/models", timeout=ASK_S, trust_env=False, headers={"Authorization": f"Bearer {key}"} if (key := client.api_key()) else {})
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise BadInput(f"{where}: no server answers there ({type(error).__name__}: {error}); expected the URL of an OpenAI-compatible server that runs") from None
         if reply.status_code in (401, 403):
             raise BadInput(f"{where}: the server refused the API key (HTTP {reply.status_code}); expected it in the environment variable {client.KEY_VARIABLE}")
         try:
-            return reply.raise_for_status().json()["data"][0]
+            served = reply.raise_for_status().json()["data"]
+            names, own = [entry["id"] for entry in served], (self._exam.model, self._exam.model.partition("@")[0])
+            first = served[0]
         except (httpx.HTTPStatusError, ValueError, LookupError, TypeError):
             raise BadInput(f"{where}: /v1/models answers HTTP {reply.status_code} and no list of models; expected an OpenAI-compatible server") from None
+        if len(served) == 1 or self._exam.engine != "endpoint":  # a server of this run's lists its model first, then the adapter
+            return first
+        for entry in served:
+            if entry["id"] in own or entry.get("root") in own:
+                return entry
+        raise BadInput(f"key 'model' is {self._exam.model!r}: {url} serves {', '.join(names)}; expected one of these")

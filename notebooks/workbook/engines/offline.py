@@ -19,10 +19,11 @@ class OfflineEngine(LocalEngine):
     Args:
         in_process: without a GPU, run the engine core in this process and not in one of its own. It starts
             in half the time, for work that is not timed. (On a GPU only the end of a process frees its memory.)
+        of_server: the engine arguments are a server's, which has checked them; those that are none of its engine's are left out.
     """
 
-    def __init__(self, exam: Exam, model: Path, log: Path, *, in_process: bool = False):
-        super().__init__(exam, model, log, in_process and not platforms.gpus())
+    def __init__(self, exam: Exam, model: Path, log: Path, *, in_process: bool = False, of_server: bool = False):
+        super().__init__(exam, model, log, in_process and not platforms.gpus(), of_server)
 
     def _start(self, arguments: dict[str, Any]) -> None:
         from vllm import LLM

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import psutil
 
-from workbook import models, paths, platforms
+from workbook import limits, models, paths, platforms
 from workbook.engines.base import EngineDied, engine_args, environment, last_error, wait_for_memory
 from workbook.engines.http import HttpEngine
 from workbook.params import Exam
@@ -48,7 +48,7 @@ class ServerEngine(HttpEngine):
         atexit.register(self._stop)
         try:
             urls = [self._launch(exam, model, index, port) for index, port in enumerate(_free_ports(exam.replicas))]
-            self._wait_until_ready(urls, began + exam.timeout_s)
+            self._wait_until_ready(urls, limits.deadline(exam.timeout_s))
             # Noted now: those of a server that is killed later are nobody's children by the time it is stopped.
             self._tree = self._descendants()
             super().__init__(exam, urls)
@@ -102,7 +102,7 @@ class ServerEngine(HttpEngine):
                 if process.poll() is not None:
                     raise EngineDied(f"the server did not start: {self._why(process.returncode)}")
                 if time.monotonic() > deadline:
-                    raise EngineDied(f"the server did not start: {url} was not ready within key 'timeout_s'")
+                    raise EngineDied(f"the server did not start: {url} was not ready in time for the limit of key 'timeout_s'")
                 time.sleep(0.25)
 
     def close(self) -> None:
@@ -192,7 +192,7 @@ def _listens(process: subprocess.Popen, url: str) -> bool:
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+        return httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
 
