@@ -171,7 +171,7 @@ def test_noise_above_the_tolerance_is_refused_with_the_delta_it_allows(exam, fol
     noisy = [[v * (1 + 0.06 * (-1) ** i) for i, v in enumerate(values)] for values in SPEEDS]
     candidate(exam, noisy)
     refused = bless()[0]
-    assert "the smallest loss that a new session of 5 repetitions would show is" in refused and "above the gate's delta of 10.0%" in refused
+    assert "the smallest loss that a new session of 3 repetitions would show is" in refused and "above the gate's delta of 10.0%" in refused
     delta = refused.split("a delta of ")[1].split(" ")[0]
     assert 0.1 < float(delta) < 0.2
     (folders / "params" / "x.yaml").write_text(EXAM.replace("0.1,", f"{delta},"))
@@ -247,6 +247,67 @@ def test_sessions_that_are_added_to_a_golden_are_what_is_judged(exam):
     candidate(exam, SPEEDS + scaled(1.01)[:2])
     golden, said = bless()
     assert len(golden.sessions) == 5 and len(golden.history) == 2 and "PASSED" in said
+
+
+def test_the_machine_of_the_added_sessions_is_what_is_judged(exam):
+    candidate(exam)
+    bless()
+    made = candidate(exam, SPEEDS + scaled(0.94)[:1])
+    made.controls = {"host_s": [[1.0], [1.0], [1.0], [1.3]]}
+    goldens.write(candidates.path_of("x"), made)
+    assert "the machine itself changed" in bless()[1]
+
+
+def test_loops_in_the_added_sessions_are_not_lost_among_the_others(exam, folders):
+    """Eight questions that loop in one session of four would be one answer in eighty."""
+    signs = {"loop": [0] * 40}
+    candidate(exam)
+    made = goldens.read(candidates.path_of("x")).model_copy(update={"rates": {"loop": (0, 480)}, "signs": signs})
+    goldens.write(candidates.path_of("x"), made)
+    bless()
+    made = candidate(exam, SPEEDS + SPEEDS[:1]).model_copy(update={"rates": {"loop": (8, 640)}, "signs": {"loop": [1] * 8 + [0] * 32}})
+    goldens.write(candidates.path_of("x"), made)
+    assert "8 of 160" in bless()[0]
+    made.rates, made.signs = {"loop": (0, 640)}, signs
+    goldens.write(candidates.path_of("x"), made)
+    assert bless()[0].rates == {"loop": (0, 640)}
+
+
+def test_two_that_grew_from_one_golden_lose_nothing(exam):
+    """The second does not drop what the first has added, nor hide its own loss among the sessions that both have."""
+    candidate(exam)
+    bless()
+    candidate(exam, SPEEDS + scaled(1.0)[:1])
+    bless()
+    made = candidate(exam, SPEEDS + scaled(0.9)[:1])
+    made.sessions[3].finished = "2026-01-09T00:00:00+00:00"
+    goldens.write(candidates.path_of("x"), made)
+    refused, said = bless()
+    assert "1 of the golden's 4 sessions are not in the candidate, which has the other 3: it was made from an older golden (record its sessions anew with ADD=1)" in refused
+    assert "output_tok_s -9.9 %" in refused and len(goldens.read(golden_path()).sessions) == 4
+    assert bless(accept_regression=True)[0].sessions == made.sessions, "where that is what is meant"
+
+
+def test_an_imported_golden_is_not_replaced_by_a_loss_unseen(exam):
+    """It does not know the prompts, and judges all the same."""
+    candidate(exam)
+    imported, _ = bless()
+    imported.key.prompts = ""
+    goldens.write(golden_path(), imported)
+    candidate(exam, scaled(0.5))
+    assert "output_tok_s -50.0 %; expected no loss, or ACCEPT_REGRESSION=1" in bless()[0]
+    assert bless(accept_regression=True)[0].key.prompts == "p"
+
+
+def test_what_another_scorer_judged_is_not_compared(exam):
+    candidate(exam, right=0.7)
+    golden, _ = bless()
+    golden.scorer = "numeric"
+    goldens.write(golden_path(), golden)
+    made = candidate(exam, right=0.4)
+    made.scorer = "verl_strict"
+    goldens.write(candidates.path_of("x"), made)
+    assert bless()[0].scorer == "verl_strict"
 
 
 def test_answers_that_got_worse_want_to_be_accepted(exam):

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from workbook import candidates, files, goldens, machine, metrics, params, results
+from workbook import candidates, files, goldens, machine, metrics, params, results, suspects
 from workbook.errors import BadInput
 from workbook.validity import Completeness
 
@@ -130,13 +130,13 @@ def test_metrics_that_were_not_measured_are_not_kept():
 
 
 def test_differences_are_listed(folders):
-    rows = goldens.differences(blessed(folders), record(machine=record()["machine"] | {"kernel": "6.2", "visit": "another"}, subject={"weights_sha256": "h", "packages": {"vllm": "2"}}))
+    rows = suspects.differences(blessed(folders), record(machine=record()["machine"] | {"kernel": "6.2", "visit": "another"}, subject={"weights_sha256": "h", "packages": {"vllm": "2"}}))
     assert rows == [{"what": "machine.kernel", "golden": "6.1", "now": "6.2"}, {"what": "packages.vllm", "golden": "1", "now": "2"}]
 
 
 def test_a_control_that_moved_is_a_suspect(folders):
     golden = blessed(folders)
-    assert goldens.differences(golden, record(controls={"host_s": [1.05], "device_s": [2.5]})) == [
+    assert suspects.differences(golden, record(controls={"host_s": [1.05], "device_s": [2.5]})) == [
         {"what": "controls.device_s", "golden": "2000.0 to 2000.0 ms", "now": "2500.0 ms"}]
 
 
@@ -144,9 +144,9 @@ def test_a_clock_that_moved_is_a_suspect(folders):
     golden = blessed(folders)
     golden.metrics["gpu_clock_mhz@8"] = goldens.Samples(unit="MHz", direction="higher", sessions=[[1980.0, 1979.0], [1981.0]])
     passes = [{"point": point, "measured": {"gpu_clock_mhz": clock}} for point, clock in ((8, 1755.0), (8, 1760.0), (32, 1400.0))]
-    assert goldens.differences(golden, record(repetitions=passes)) == [{"what": "clocks.gpu_clock_mhz@8", "golden": "1,980 MHz", "now": "1,758 MHz"}]
+    assert suspects.differences(golden, record(repetitions=passes)) == [{"what": "clocks.gpu_clock_mhz@8", "golden": "1,980 MHz", "now": "1,758 MHz"}]
     passes = [{"point": 8, "measured": {"gpu_clock_mhz": 1975.0}}, {"point": 8, "measured": {}}]
-    assert goldens.differences(golden, record(repetitions=passes)) == [], "below a per cent"
+    assert suspects.differences(golden, record(repetitions=passes)) == [], "below a per cent"
 
 
 # -- results ------------------------------------------------------------------------------------
@@ -171,6 +171,20 @@ def test_a_gated_metric_that_is_missing_is_invalid(folders):
     assert results.judge_metric("output_tok_s", GATE, golden, [[float("nan")]])["status"] == "INVALID"
     del golden.metrics["output_tok_s"]
     assert results.judge_metric("output_tok_s", GATE, golden, [[100.0]])["sentence"] == "output_tok_s is gated and the golden does not have it"
+
+
+@pytest.mark.parametrize("metric, now, status, said", [
+    ("requests_s", [[0.0] * 3], "REGRESSED", "requests_s is 0 in 3 of 3 repetitions; the golden's median is 100 requests/s"),
+    ("requests_s", [[0.0, 0.0, 100.0, 100.0]], "REGRESSED", "is 0 in 2 of 4 repetitions"), ("requests_s", [[0.0, 100.0, 100.0]], "INCONCLUSIVE", "is 0 in 1 of 3 repetitions"),
+    ("preemptions", [[0.0]], "IMPROVED", "is 0 in 1 of 1 repetition;"), ("preemptions", [[0.0, 100.0], [100.0]], "INCONCLUSIVE", "is 0 in 1 of 3 repetitions")])
+def test_nothing_at_all_is_judged_though_it_has_no_logarithm(folders, metric, now, status, said):
+    """No request within its limits is the greatest loss there is, and not a broken tool; no preemption any more is a gain."""
+    golden = blessed(folders)
+    found = results.judge_speed({metric: GATE}, golden, {metric: now}, judge_machine(golden, {}))[metric]
+    assert found["status"] == status and said in found["sentence"]
+    golden.metrics[metric].sessions = [[100.0], [0.0]]
+    assert results.judge_metric(metric, GATE, golden, now) == {"status": "INVALID", "sentence": f"{metric} is gated and the golden has a sample of it that is not positive; "
+                                                                                           "expected none, since they are compared in logs"}
 
 
 @pytest.mark.parametrize("before, now, status", [
@@ -246,6 +260,29 @@ def test_a_host_cannot_cost_more_than_the_time_in_which_the_gpus_wait(folders, m
     found = judge_machine(golden, now, **({} if busy is None else {"gpu_busy_pct@8": [busy, busy], "gpu_busy_pct@32": [99.0, 100.0]}))
     assert found["comparable"] is comparable and found["counts"]["host_beside_s"] == pytest.approx(counts, abs=1e-3)
     assert ("count: the GPUs were busy" in found["sentence"]) == (found["counts"] != found["moves"])
+
+
+@pytest.mark.parametrize("metric, status, whole", [
+    ("output_tok_s@8", "REGRESSED", True), ("makespan_s@8", "REGRESSED", True), ("startup_s", "INCONCLUSIVE", False), ("e2e_p50_ms@8", "INCONCLUSIVE", False), ("request_tok_s_p50@8", "INCONCLUSIVE", False)])
+def test_a_start_and_a_request_can_be_as_slow_as_the_host(folders, metric, status, whole):
+    """However busy the GPUs are with the other requests: it is the makespan that a host cannot stretch."""
+    golden = blessed(folders)
+    golden.controls = {"host_beside_s": [[1.0]]}
+    golden.metrics |= {"gpu_busy_pct@8": goldens.Samples(unit="%", direction="higher", sessions=[[99.0, 99.0]]), metric: golden.metrics[metric.partition("@")[0]]}
+    found = machine.judge(golden, {"host_beside_s": [2.0]}, samples={"gpu_busy_pct@8": [[99.0]]}, judged=["output_tok_s@8", metric])
+    assert found["comparable"]
+    worse = [[70.0, 70.5]] if metrics.kind(metric).direction == "higher" else [[140.0, 141.0]]
+    judged = results.judge_speed({metric: GATE}, golden, {metric: worse}, found)[metric]
+    assert judged["status"] == status and judged.get("doubt") == (None if whole else "the machine itself changed")
+
+
+def test_what_is_said_of_a_control_is_what_is_held_against_the_tolerance(folders):
+    """A tenth faster and a tenth slower are as far from the same."""
+    golden = blessed(folders)
+    golden.controls = {"host_beside_s": [[1.0]]}
+    for took, said, comparable in ((1 / 1.09, "9 % faster", True), (1 / 1.11, "11 % faster", False), (1.09, "9 % slower", True), (1.11, "11 % slower", False)):
+        found = judge_machine(golden, {"host_beside_s": [took]})
+        assert f"host_beside {said}" in found["sentence"] and found["comparable"] is comparable
 
 
 def test_what_counts_is_the_wait_at_the_points_that_are_judged(folders):
@@ -343,6 +380,27 @@ def test_accuracy_and_drift_decide_too(folders):
     fine = {"output_tok_s": results.judge_metric("output_tok_s", GATE, golden, [[100.0, 101.0]])}
     assert results.verdict_of(COMPLETE, golden, "", fine, results.judge_accuracy(scores(), golden), drifted)[0] == "REGRESSED"
     assert results.judge_accuracy(scores(), None)["status"] == "NO_GOLDEN"
+
+
+def test_a_golden_without_correctness_still_judges_the_rest(folders):
+    golden = blessed(folders)
+    golden.correct = None
+    fine, right = {"output_tok_s": results.judge_metric("output_tok_s", GATE, golden, [[100.0, 101.0]])}, results.judge_accuracy(scores(), golden)
+    assert right["status"] == "NO_GOLDEN"
+    assert results.verdict_of(COMPLETE, golden, "", fine, right, None) == ("PASSED", fine["output_tok_s"]["sentence"])
+    assert results.verdict_of(COMPLETE, golden, "", {}, right, None) == ("NO_GOLDEN", "the golden keeps nothing that this run is judged by")
+
+
+@pytest.mark.parametrize("then, now, status", [("numeric", "numeric", "PASSED"), ("numeric", "verl_strict", "NO_GOLDEN"), (None, "numeric", "PASSED")])
+def test_accuracy_is_held_against_that_of_the_same_scorer(folders, then, now, status):
+    golden = blessed(folders)
+    golden.scorer = then
+    found = results.judge_accuracy(scores(), golden, now)
+    assert found["status"] == status and ("not held against the golden's, which numeric judged and not verl_strict" in found["sentence"]) == (status == "NO_GOLDEN")
+
+
+def test_a_golden_says_which_scorer_judged_it():
+    assert session(params={"run": "x", "scorers": ["verl_strict", "numeric"]}).scorer == "verl_strict" and session().scorer is None
 
 
 def test_the_metric_table_has_every_metric(folders):

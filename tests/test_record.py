@@ -6,7 +6,7 @@ import sys
 import pytest
 import scripted_server
 from conftest import ROOT, command, environment
-from workbook import candidates, exams, files, goldens, params, paths, platforms, recording, runner, runs, schemas, verdicts
+from workbook import candidates, exams, files, goldens, params, paths, platforms, recording, runner, runs, schemas, statuses
 from workbook.errors import BadInput
 
 EXAM = """
@@ -126,7 +126,7 @@ def test_a_golden_and_its_verdict(whole, damage, status, said):
     path.write_text(damage(path.read_text()))
     found, sentence = compared()
     assert (found in ("PASSED", "INCONCLUSIVE") if status == "PASSED" else found == status) and said in sentence, (found, sentence)
-    assert verdicts.exit_code([found], strict=True) == (2 if status in ("INVALID", "NO_GOLDEN") else verdicts.STRICT_EXIT_CODES.get(found, 0))
+    assert statuses.exit_code([found], strict=True) == (2 if status in ("INVALID", "NO_GOLDEN") else statuses.STRICT_EXIT_CODES.get(found, 0))
 
 
 @pytest.mark.engine
@@ -150,13 +150,13 @@ def test_a_metric_that_the_run_lacks(whole, place):
     assert schemas.read_result(paths.run_folder("quick") / "result.json")["metrics"]["goodput_s@2"]["sessions"] == []
     record = paths.run_folder("quick") / "run.json"
     kept = record.read_text()
-    record.write_text(json.dumps(json.loads(kept) | {"params": json.loads(kept)["params"] | {"gates": {"queue_p50_ms@2": {}}}}))
+    record.write_text(json.dumps(json.loads(kept) | {"params": json.loads(kept)["params"] | {"gates": {"energy_j_per_token@2": {}}}}))
     try:
         for golden in (True, False):
             if not golden:
                 path.unlink()
             status, sentence = compared()
-            assert status == "INVALID" and "queue_p50_ms@2 is gated and could not be measured" in sentence
+            assert status == "INVALID" and "energy_j_per_token@2 is gated and could not be measured" in sentence
     finally:
         record.write_text(kept)
 

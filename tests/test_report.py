@@ -5,14 +5,14 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-from workbook import cards, files, paths, plots, results, runs, runner, summary
+from workbook import cards, files, paths, plots, runs, runner, schemas, summary
 from workbook.errors import BadInput
 
 METRIC = {"unit": "tok/s", "direction": "higher", "sessions": [[90.0, 91.0]], "median": 90.5, "golden_sessions": [[100.0], [101.0]], "golden_median": 100.5}
 
 
 def result(run, status, **more):
-    return results.stopped(run, status, f"because | {status} <b>") | more
+    return schemas.stopped(run, status, f"because | {status} <b>") | more
 
 
 @pytest.fixture
@@ -30,6 +30,12 @@ def several(folders):
 def test_nothing_is_left_out(several):
     assert {r["run"]: r["status"] for r in summary.collect()} == {
         "a": "PASSED", "b": "REGRESSED", "c": "INVALID", "d": "NOT_RUN", "e": "INVALID", "f": "NOT_RUN"}
+
+
+def test_a_run_that_was_killed_does_not_go_unreported(several):
+    """The runner writes its parameters first, and its result last."""
+    (paths.run_folder("d") / "params.yaml").write_text("run: d\n")
+    assert {r["run"]: (r["status"], r["sentence"]) for r in summary.collect()}["d"] == ("INVALID", "was started and has no result: it was killed, or the machine went down")
 
 
 def test_the_files_for_machines(several):

@@ -10,7 +10,7 @@ METRIC = {"unit": "tok/s", "direction": "higher", "sessions": [[0.1 + 0.2, None]
 
 
 def result(**more):
-    return results.stopped("a", "INVALID", "because", params.check({"run": "a"}), "generate") | {"metrics": {"output_tok_s": METRIC}} | more
+    return schemas.stopped("a", "INVALID", "because", params.check({"run": "a"}), "generate") | {"metrics": {"output_tok_s": METRIC}} | more
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path):

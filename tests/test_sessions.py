@@ -52,7 +52,7 @@ def taken(first_session, folders):
 
 @pytest.fixture
 def quick_controls(monkeypatch):
-    monkeypatch.setattr(controls, "measure", lambda: CONTROLS)
+    monkeypatch.setattr(controls, "measure", lambda gpus: CONTROLS)
     monkeypatch.setattr(controls, "beside", lambda cpu: contextlib.nullcontext(dict))
 
 

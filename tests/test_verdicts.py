@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from workbook import verdicts
+from workbook.statuses import exit_code
 
 GOLDEN = [[100, 101, 99], [100, 100, 102], [99, 100, 101]]
 
@@ -174,7 +175,7 @@ def test_pairs_that_are_none_are_refused(a, b):
     (["REGRESSED", "INVALID"], False, 2), (["NO_GOLDEN"], True, 2), (["INCONCLUSIVE"], True, 3), (["INCONCLUSIVE", "REGRESSED"], True, 1),
 ])
 def test_exit_codes(statuses, strict, code):
-    assert verdicts.exit_code(statuses, strict) == code
+    assert exit_code(statuses, strict) == code
 
 
 def test_change_is_of_the_metric_itself():

@@ -172,10 +172,11 @@ def _schema(args: argparse.Namespace) -> int:
 
 
 def _diff(args: argparse.Namespace) -> int:
-    from workbook import diffs, verdicts
+    from workbook import diffs
+    from workbook.statuses import exit_code
     text, status = diffs.report(args.a, args.b)
     print(text)
-    return verdicts.exit_code([status], _strict())
+    return exit_code([status], _strict())
 
 
 def _import_golden(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from workbook.exams import Written
 from workbook.paired import Experiment
 from workbook.params import Exam
 from workbook.runner import Reports, say
+from workbook.statuses import exit_code
 
 UNDER_TEST = ("model", "weights_sha256", "endpoint", "engine_args", "env")
 """The keys in which A and B may differ: what an exam puts to the test, as opposed to its work and how it is judged."""
@@ -133,7 +134,7 @@ def report(run: str, strict: bool) -> int:
     visits = [(name, f"visits/{name}/runs/{run}/generate.html") for name in paired.order(paired.read(run).pairs)]
     pages.write(target, folder / "index.html", f"{run} · A/B", [("A/B", ""), *(link for link in visits if (folder / link[1]).exists())])
     result = files.read_json(folder / "result.json")
-    code = verdicts.exit_code([result["status"]], strict)
+    code = exit_code([result["status"]], strict)
     say(f"\n{run}: {result['status']}: {result['sentence']}")
     for note in result["notes"]:
         say(f"  note: {note}")

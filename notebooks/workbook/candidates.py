@@ -138,31 +138,30 @@ def _trend(name: str, sessions: list[list[float]], exam: Exam) -> str:
 
 
 def _noise(name: str, sessions: list[list[float]], exam: Exam, file: str) -> str:
-    gate, count = exam.gates.get(name), min(map(len, sessions))
+    gate, count = exam.gates.get(name), min([exam.repetitions, *map(len, sessions)])  # a run has as many as the exam, fewer than a recording
     if not gate or gate.rule == "band" or (seen := verdicts.visible(sessions, count, results.prior_sd(name))) <= gate.delta:
         return ""
-    return (f"{name}: the smallest loss that a new session of {count} repetitions would show is {seen * 100:.1f} %, above the gate's delta of {gate.delta:.1%}; "
+    return (f"{name}: the smallest loss that a new session of {count} repetition{'' if count == 1 else 's'} would show is {seen * 100:.1f} %, above the gate's delta of {gate.delta:.1%}; "
             f"expected more sessions (ADD=1), a quieter machine, or a delta of {math.ceil(seen * 200) / 200:g} in {file}")
 
 
 def changes(candidate: Golden, golden: Golden | None, anchor: Anchor | None, gates: dict[str, Gate]) -> list[Change]:
     """Old and new of each metric, judged as a run is judged, with its gate's delta and margin, but for the controls: a
-    loss that the machine may have caused lowers the bar too, once it is in the golden. Where the candidate has the
-    golden's own sessions with others added to them, it is these that are judged.
+    loss that the machine may have caused lowers the bar too, once it is in the golden. Where the candidate has
+    sessions of the golden's own, it is the others that are judged.
 
     Args:
         golden: what is replaced; None where nothing comparable is.
         gates: of each metric that is watched (`watched`).
     """
-    found = []
+    found, added = [], _added(candidate, golden)
     for name, gate in gates.items():
         new = candidate.metrics[name]
         change = Change(name, goldens.mean(new.sessions))
         if anchor and name in anchor.medians:
             change = change._replace(drift=100 * (_median(new.sessions) / anchor.medians[name] - 1))
         if golden and name in golden.metrics:
-            added = new.sessions[_shared(candidate, golden):]
-            verdict = verdicts.judge(golden.metrics[name].sessions, added, direction=new.direction, delta=gate.delta, margin=gate.margin,
+            verdict = verdicts.judge(golden.metrics[name].sessions, [new.sessions[i] for i in added], direction=new.direction, delta=gate.delta, margin=gate.margin,
                                      prior_sd=results.prior_sd(name))
             shift, *ends = (verdicts.change(x, new.direction) * 100 for x in (verdict.effect, verdict.low, verdict.high))
             change = change._replace(old=goldens.mean(golden.metrics[name].sessions), shift=shift, low=min(ends), high=max(ends), status=verdict.status)
@@ -170,10 +169,10 @@ def changes(candidate: Golden, golden: Golden | None, anchor: Anchor | None, gat
     return found
 
 
-def _shared(candidate: Golden, golden: Golden) -> int:
-    """How many of the candidate's first sessions are the golden's own, where others follow them; else 0."""
-    count = len(golden.sessions)
-    return count if len(candidate.sessions) > count and candidate.sessions[:count] == golden.sessions else 0
+def _added(candidate: Golden, golden: Golden | None) -> list[int]:
+    """Which of the candidate's sessions are not the golden's own; all of them where it has none else."""
+    every = range(len(candidate.sessions))
+    return [i for i in every if not golden or candidate.sessions[i] not in golden.sessions] or list(every)
 
 
 def table(found: list[Change], anchor: Anchor | None) -> str:
@@ -190,7 +189,8 @@ def bless(run: str, reason: str, by: str, *, accept_regression: bool = False, te
     """Make the candidate of a run the golden of its platform; one at a time, over all processes.
 
     Args:
-        accept_regression: make it so although it is worse, or cannot be held against what it replaces.
+        accept_regression: make it so although it is worse, lacks sessions that were added to the golden since, or
+            what it replaces cannot be read.
         tell: is told old and new, before anything is decided.
 
     Raises:
@@ -218,7 +218,7 @@ def bless(run: str, reason: str, by: str, *, accept_regression: bool = False, te
 def _replace(candidate: Golden, exam: Exam, reason: str, by: str, accept: bool, tell: Callable[[str], None]) -> Path:
     place = goldens.path_of(candidate.key.platform, candidate.run)
     golden, unread = _present(place)
-    comparable = golden if golden and golden.key == candidate.key else None
+    comparable = golden if golden and goldens.same_work(golden.key, candidate.key) else None
     gates, anchor = watched(exam, candidate), comparable and comparable.anchor
     found = changes(candidate, comparable, anchor, gates)
     right, worse = _accuracy(candidate, comparable), _worse_answers(candidate, comparable)
@@ -226,6 +226,7 @@ def _replace(candidate: Golden, exam: Exam, reason: str, by: str, accept: bool, 
     losses = [f"{c.metric} {_percent(c.shift)}" for c in found if c.status == "REGRESSED"]
     losses += [f"accuracy {right.sentence}"] if right and right.status == "REGRESSED" else []
     losses += worse
+    losses += _lost(candidate, comparable)
     losses += [f"the golden there cannot be read, so a loss would not show ({unread})"] if unread else []
     if losses and not accept:
         raise BadInput(f"run '{candidate.run}' is not blessed: {'; '.join(losses)}; expected no loss, or ACCEPT_REGRESSION=1 where it is meant to stay")
@@ -249,16 +250,29 @@ def _present(place: Path) -> tuple[Golden | None, str]:
         return None, str(error)
 
 
+def _lost(candidate: Golden, golden: Golden | None) -> list[str]:
+    """A sentence where the candidate was made by adding sessions to an older golden than the one it would replace."""
+    shared = sum(s in candidate.sessions for s in golden.sessions) if golden else 0
+    if not shared or shared == len(golden.sessions):
+        return []
+    return [f"{len(golden.sessions) - shared} of the golden's {len(golden.sessions)} sessions are not in the candidate, which has the other {shared}: it was made from an older "
+            f"golden (record its sessions anew with ADD=1)"]
+
+
 def _accuracy(candidate: Golden, golden: Golden | None) -> accuracy.Drop | None:
-    if not (golden and golden.correct and candidate.correct):
+    if not (golden and golden.correct and candidate.correct and goldens.same_scorer(golden, candidate.scorer)):
         return None
     return accuracy.compare(np.array(golden.correct, dtype=bool), np.array(candidate.correct, dtype=bool))
 
 
 def _worse_answers(candidate: Golden, golden: Golden | None) -> list[str]:
-    """Rates of degeneration that rose, and lengths that moved, a sentence each."""
+    """Rates of degeneration that rose in the sessions that are not the golden's own, and lengths that moved, a sentence each."""
+    rates = quality.tallies(candidate)
+    if golden and len(_added(candidate, golden)) < len(candidate.sessions) and not _lost(candidate, golden):
+        before = quality.tallies(golden)
+        rates = {name: tally.without(before[name]) for name, tally in rates.items() if name in before}
     lengths = candidate.lengths and quality.judge_lengths(np.array(candidate.lengths), golden)
-    return [found["sentence"] for found in (quality.judge_rates(quality.tallies(candidate), golden), lengths) if found and found["status"] == "REGRESSED"]
+    return [found["sentence"] for found in (quality.judge_rates(rates, golden), lengths) if found and found["status"] == "REGRESSED"]
 
 
 def _report(candidate: Golden, golden: Golden | None, comparable: Golden | None, unread: str, gates: dict[str, Gate]) -> list[str]:
@@ -267,11 +281,12 @@ def _report(candidate: Golden, golden: Golden | None, comparable: Golden | None,
     lines = [f"{candidate.run} on {candidate.key.platform}", f"old: {old}", f"new: {_sessions(candidate)}"]
     if golden and not comparable:
         lines.append("the old one was recorded with other parameters or prompts: the two do not compare, and drift is counted from the new one")
-    if comparable and (shared := _shared(candidate, comparable)):
-        lines.append(f"{shared} of the new sessions are the old ones; the change is that of the {len(candidate.sessions) - shared} added to them")
+    added = _added(candidate, comparable)
+    if comparable and (shared := len(candidate.sessions) - len(added)):
+        lines.append(f"{shared} of the new sessions are the old ones; the change is that of the {len(added)} added to them")
     if comparable:
-        moved = machine.judge(comparable, {name: [x for s in sessions for x in s] for name, sessions in candidate.controls.items()},
-                              samples={name: samples.sessions for name, samples in candidate.metrics.items()}, judged=gates)
+        moved = machine.judge(comparable, *({name: sessions[i] for name, sessions in candidate.controls.items()} for i in added),
+                              samples={name: [samples.sessions[i] for i in added] for name, samples in candidate.metrics.items()}, judged=gates)
         lines += [] if moved["comparable"] else [moved["sentence"]]
     if len({(s.visit, s.finished[:10]) for s in candidate.sessions}) == 1:
         lines.append("all new sessions are of one visit; sessions of another day or host (ADD=1) would show how much those differ")

@@ -35,6 +35,10 @@ class Tally(NamedTuple):
     def share(self) -> float:
         return self.count / self.of
 
+    def without(self, other: "Tally") -> "Tally":
+        """What is left when those that another counted of the same questions are taken away."""
+        return Tally(self.count - other.count, self.of - other.of, [a - b for a, b in zip(self.questions, other.questions, strict=True)])
+
 
 def watched(exam: Exam) -> list[str]:
     """The signs that mean something for an exam: none where the end of the text is ignored or the weights are

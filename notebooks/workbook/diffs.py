@@ -4,9 +4,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from workbook import accuracy, drift, files, goldens, machine, metrics, paths, quality, results, verdicts
+from workbook import accuracy, drift, files, goldens, machine, metrics, paths, quality, results, suspects
 from workbook.errors import BadInput
 from workbook.params import Exam, Gate
+from workbook.statuses import overall
 
 
 def load(what: str) -> tuple[goldens.Golden, dict[str, Gate]]:
@@ -49,7 +50,7 @@ def compare(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> tup
     gates = gates or {metrics.headline(b.metrics): Gate()}
     gated = results.judge_speed(gates, a, {name: samples.sessions for name, samples in b.metrics.items()}, _machine(a, b, gates))
     parts = [(judged["status"], judged["sentence"]) for judged in gated.values()]
-    if a.correct is not None and b.correct is not None:
+    if a.correct is not None and b.correct is not None and goldens.same_scorer(a, b.scorer):
         drop = accuracy.compare(np.array(a.correct, dtype=bool), np.array(b.correct, dtype=bool))
         parts.append((drop.status, f"accuracy {np.mean(b.correct):.1%}, {drop.sentence}"))
     lengths = b.lengths and quality.judge_lengths(np.array(b.lengths), a)
@@ -57,7 +58,7 @@ def compare(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> tup
     if a.sequences and drift.same(a.sequences, b.sequences):
         moved = results.judge_drift(a, [s.logprobs for s in b.sequences])
         parts.append((moved["status"], moved["sentence"]))
-    return [f"{status}: {sentence}" for status, sentence in parts], _medians(a, b), verdicts.overall([status for status, _ in parts])
+    return [f"{status}: {sentence}" for status, sentence in parts], _medians(a, b), overall([status for status, _ in parts])
 
 
 def _machine(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> dict:
@@ -87,6 +88,6 @@ def report(one: str, other: str) -> tuple[str, str]:
     if a.key.platform != b.key.platform:
         lines.append("the two platforms differ: a change of speed may be theirs")
     lines += ["", table.to_string(index=False, float_format=lambda x: f"{x:,.4g}" if abs(x) < 1000 else f"{x:,.0f}")]
-    if differs := goldens.differences(a, {"subject": b.subject, "machine": b.environment}):
+    if differs := suspects.differences(a, {"subject": b.subject, "machine": b.environment}):
         lines += ["", "What differs:", *(f"  {d['what']}: {d['golden']} -> {d['now']}" for d in differs)]
     return "\n".join([*lines, "", f"B against A: {status}"]), status

@@ -9,16 +9,10 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from workbook import controls, degeneration, distributions, drift, files, metrics, params, paths, platforms
+from workbook import degeneration, distributions, drift, files, metrics, params, paths, platforms
 from workbook.errors import BadInput
 
 SCHEMA_VERSION = 2
-
-CLOCK, CLOCK_MOVE = "gpu_clock_mhz", 0.01
-"""A GPU's clock is a suspect once it moved by more than this."""
-TOLD_ELSEWHERE = ("machine.packages", "machine.git.commit", "machine.driver", "machine.visit")
-"""What of the environment the subject has too, or what differs at every visit."""
-
 
 class Part(BaseModel):
     """Strict parts of the file: an unknown or missing key is an error, not a guess."""
@@ -93,6 +87,8 @@ class Golden(Part):
     controls: dict[str, list[list[float]]]
     metrics: dict[str, Samples]
     correct: list[list[bool]] | None
+    scorer: str | None = None
+    """What said so: the first of the exam's scorers; goldens from before do not say."""
     sequences: list[Sequence]
     sessions: list[Session]
     requests: dict[str, list[list[float]]] = {}
@@ -169,9 +165,19 @@ def find(run: str, key: Key) -> tuple[Golden | None, str]:
         return None, f"the golden of '{run}' kept for '{key.platform}' was recorded on '{golden.key.platform}'"
     if golden.key.work != key.work:
         return None, f"the golden of '{run}' for '{key.platform}' was recorded with other parameters"
-    if golden.key.prompts not in ("", key.prompts):  # an imported one does not know them
+    if not same_work(golden.key, key):
         return None, f"the golden of '{run}' for '{key.platform}' was recorded with other prompts"
     return golden, ""
+
+
+def same_work(golden: Key, key: Key) -> bool:
+    """Whether a golden's key is that of a run; one that was imported does not know the prompts."""
+    return golden.model_copy(update={"prompts": golden.prompts or key.prompts}) == key
+
+
+def same_scorer(golden: "Golden", scorer: str | None) -> bool:
+    """Whether a golden's correctness is that of the same scorer, as far as it says."""
+    return golden.scorer is None or scorer is None or golden.scorer == scorer
 
 
 def key_of(record: dict[str, Any]) -> Key:
@@ -201,6 +207,7 @@ def session_of(record: dict[str, Any], by_repetition: pd.DataFrame, scores: pd.D
         run=record["params"]["run"], key=key_of(record), subject=record["subject"], environment=record["machine"],
         controls={name: [[rounded(v) for v in values]] for name, values in record["controls"].items()},
         metrics=samples, correct=correctness(scores).tolist() if "correct" in judged else None,
+        scorer=next(iter(record["params"].get("scorers", [])), None) if "correct" in judged else None,
         rates={name: (t.count, t.of) for name, t in tallies.items()}, signs={name: t.questions for name, t in tallies.items()},
         stated=by_question(scores, "stated").tolist() if "stated" in judged else None,
         lengths=None if scores is None or requests is None else by_question(answers_of(requests), "output_tokens").tolist(), parted=parted,
@@ -285,56 +292,6 @@ def answers_of(requests: pd.DataFrame) -> pd.DataFrame:
     question is asked."""
     rows = requests[requests.point == requests.point.max()]
     return rows[(rows.session == rows.session.min()) & (rows.repetition == rows.repetition.min())]
-
-
-def control_moves(golden: Golden, *measured: dict[str, list[float]]) -> dict[str, float]:
-    """How far the median of each control, or the median of its medians over several sessions, lies outside the
-    range of the golden's session medians, as a fraction of the nearer end: 0 inside, positive where it is slower
-    than the slowest session, negative where faster than the fastest."""
-    moves = {}
-    for name in sorted(golden.controls.keys() & set.intersection(*map(set, measured))):
-        medians = [float(np.median(session)) for session in golden.controls[name]]
-        now = float(np.median([np.median(session[name]) for session in measured]))
-        moves[name] = controls.move(now, medians)
-    return moves
-
-
-def control_means(golden: Golden, *measured: dict[str, list[float]]) -> dict[str, float]:
-    """How much longer each control took than in the golden's sessions, on the geometric mean over the sessions of either
-    side of their medians, as a fraction."""
-    def level(sessions: Iterable[list[float]]) -> float:
-        return float(np.mean([np.log(np.median(session)) for session in sessions]))
-    return {name: math.expm1(level(session[name] for session in measured) - level(golden.controls[name]))
-            for name in sorted(golden.controls.keys() & set.intersection(*map(set, measured)))}
-
-
-def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
-    """What is not as it was when the golden was recorded: subject, soft environment, controls and GPU clocks, a row
-    each; nothing is known of an imported one."""
-    if "imported" in golden.subject:
-        return []
-    before = flat(golden.subject) | flat({"machine": golden.environment})
-    after = flat(record["subject"]) | flat({"machine": record["machine"]})
-    for name, move in control_moves(golden, record.get("controls", {})).items():
-        if move:
-            medians = [np.median(session) * 1e3 for session in golden.controls[name]]
-            before[f"controls.{name}"] = f"{min(medians):.1f} to {max(medians):.1f} ms"
-            after[f"controls.{name}"] = f"{np.median(record['controls'][name]) * 1e3:.1f} ms"
-    for name, (recorded, now) in _clocks(golden, record.get("repetitions", [])).items():
-        if abs(now / recorded - 1) > CLOCK_MOVE:
-            before[f"clocks.{name}"], after[f"clocks.{name}"] = f"{recorded:,.0f} MHz", f"{now:,.0f} MHz"
-    return [{"what": name, "golden": str(before.get(name, "absent")), "now": str(after.get(name, "absent"))}
-            for name in sorted(before | after) if before.get(name) != after.get(name) and not name.startswith(TOLD_ELSEWHERE)]
-
-
-def _clocks(golden: Golden, passes: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Medians of the GPUs' clock when the golden was recorded and now, MHz, by the metric's name (one at each point of a sweep)."""
-    now: dict[str, list[float]] = {}
-    for done in passes:
-        if (clock := done.get("measured", {}).get(CLOCK)) is not None:
-            now.setdefault(f"{CLOCK}@{done['point']}" if done["point"] else CLOCK, []).append(clock)
-    return {name: (float(np.median(np.concatenate(golden.metrics[name].sessions))), float(np.median(found)))
-            for name, found in now.items() if name in golden.metrics}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,5 @@
 """What the machine has to say of a verdict on speed: whether it ran at the golden's speed, and what of a loss may be its own."""
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,9 +13,10 @@ Samples = dict[str, Sequence[Sequence[float]]]
 def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Samples, judged: Iterable[str] = ()) -> dict[str, Any]:
     """Whether the machine itself runs at the golden's speed.
 
-    A host that is slower delays a GPU only while that has nothing to do, so it costs the load at most the share of the time
-    in which the GPU idles; and one that is faster gains at most the share in which it idled for the golden. So much of what
-    the host's fixed work moved counts, and all of what the device's did.
+    A host that is slower delays a GPU only while that has nothing to do, so it costs the load's makespan at most the share of
+    the time in which the GPU idles; and one that is faster gains at most the share in which it idled for the golden. So much of
+    what the host's fixed work moved counts, and all of what the device's did. (A start, or the time of one request, has no
+    such bound: see `doubted`.)
 
     Args:
         measured: the controls of each session. Of several the middle counts, as the effect is the mean over
@@ -23,30 +25,61 @@ def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Sa
         judged: the metrics whose points of a sweep count; none: all points.
 
     Returns:
-        Of each control, as fractions of its time: its `moves` (`goldens.control_moves`) and what of them `counts`; how much it
-        `slowed` on average (`goldens.control_means`) and what of that may be its `share` of a loss, of those that decide. The
-        `tolerance`; `others_pct`; whether speeds are `comparable`; a sentence.
+        Of each control, as fractions of its time: its `moves` (`control_moves`) and what of them `counts`; how much it
+        `slowed` on average (`control_means`) and what of that may be its `share` of a loss, of those that decide. The
+        `tolerance`; `others_pct`; whether speeds are `comparable`, and if not `why`, in brief; a sentence.
     """
-    moves = goldens.control_moves(golden, *measured)
-    deciding = controls.deciding(moves)
     points = {_point(name) for name in judged}
     samples, known = ({name: sessions for name, sessions in side.items() if not points or _point(name) in points}
                       for side in (samples, {name: each.sessions for name, each in golden.metrics.items()}))
-    then, now = _idle_share(known), _idle_share(samples)
-    counts = {k: _bounded(k, v, then, now) for k, v in moves.items()}
-    slowed = goldens.control_means(golden, *measured)
-    shares = {k: max(_bounded(k, slowed[k], then, now), 0.0) for k in deciding}
-    moved = {k: moves[k] for k in deciding if abs(np.log1p(counts[k])) > np.log1p(controls.TOLERANCE)}
-    said = ", ".join(f"{k.removesuffix('_s')} " + (f"{abs(v) * 100:.0f} % {'slower' if v > 0 else 'faster'}" if v else "within them")
-                     + (" before the load" if k not in deciding else f" (of which {abs(counts[k]) * 100:.0f} % count: the GPUs were busy)" if counts[k] != v else "")
-                     for k, v in moves.items())
-    sentence = f"the fixed work against the golden's sessions: {said or 'the golden has none'}"
-    if moved:
-        sentence += f"; that is more than {controls.TOLERANCE:.0%}, so the machine itself changed and speeds do not compare"
     others_pct = float(np.mean(others)) if (others := _means(samples, metrics.OTHERS)) else 0.0
-    if shared := others_pct > controls.OTHERS_PCT:
+    return _weighed(control_moves(golden, *measured), control_means(golden, *measured), others_pct, _idle_share(known), _idle_share(samples))
+
+
+def control_moves(golden: goldens.Golden, *measured: dict[str, list[float]]) -> dict[str, float]:
+    """How far the median of each control, or the median of its medians over several sessions, lies outside the
+    range of the golden's session medians, as a fraction of the nearer end: 0 inside, positive where it is slower
+    than the slowest session, negative where faster than the fastest."""
+    moves = {}
+    for name in sorted(golden.controls.keys() & set.intersection(*map(set, measured))):
+        medians = [float(np.median(session)) for session in golden.controls[name]]
+        now = float(np.median([np.median(session[name]) for session in measured]))
+        moves[name] = controls.move(now, medians)
+    return moves
+
+
+def control_means(golden: goldens.Golden, *measured: dict[str, list[float]]) -> dict[str, float]:
+    """How much longer each control took than in the golden's sessions, on the geometric mean over the sessions of either
+    side of their medians, as a fraction."""
+    def level(sessions: Iterable[list[float]]) -> float:
+        return float(np.mean([np.log(np.median(session)) for session in sessions]))
+    return {name: math.expm1(level(session[name] for session in measured) - level(golden.controls[name]))
+            for name in sorted(golden.controls.keys() & set.intersection(*map(set, measured)))}
+
+
+def _weighed(moves: dict[str, float], slowed: dict[str, float], others_pct: float, then: float = 1.0, now: float = 1.0) -> dict[str, Any]:
+    """As `judge`, with the GPUs idle for these shares of the time, for the golden and now; 1: all of what moved counts."""
+    deciding = controls.deciding(moves)
+    counts = {k: _bounded(k, v, then, now) for k, v in moves.items()}
+    shares = {k: max(_bounded(k, slowed[k], then, now), 0.0) for k in deciding}
+    moved = [k for k in deciding if _ratio(counts[k]) > controls.TOLERANCE]
+    said = ", ".join(f"{k.removesuffix('_s')} " + (f"{_ratio(v) * 100:.0f} % {'slower' if v > 0 else 'faster'}" if v else "within them")
+                     + (" before the load" if k not in deciding else f" (of which {_ratio(counts[k]) * 100:.0f} % count: the GPUs were busy)" if counts[k] != v else "")
+                     for k, v in moves.items())
+    sentence, why = f"the fixed work against the golden's sessions: {said or 'the golden has none'}", ""
+    if moved:
+        why = "the machine itself changed"
+        sentence += f"; that is more than {controls.TOLERANCE:.0%}, so {why} and speeds do not compare"
+    if others_pct > controls.OTHERS_PCT:
+        why = why or "other processes were at work"
         sentence += f"; other processes took {others_pct:.0f} % of the cores while it was measured (at most {controls.OTHERS_PCT} %), so speeds do not compare"
-    return {"moves": moves, "counts": counts, "slowed": slowed, "share": shares, "tolerance": controls.TOLERANCE, "others_pct": others_pct, "comparable": not moved and not shared, "sentence": sentence}
+    return {"moves": moves, "counts": counts, "slowed": slowed, "share": shares, "tolerance": controls.TOLERANCE, "others_pct": others_pct,
+            "comparable": not why, "why": why, "sentence": sentence}
+
+
+def _ratio(move: float) -> float:
+    """By how much the slower of two is slower, as a fraction, for a move in either direction."""
+    return math.expm1(abs(math.log1p(move)))
 
 
 def _bounded(control: str, move: float, then: float, now: float) -> float:
@@ -54,12 +87,20 @@ def _bounded(control: str, move: float, then: float, now: float) -> float:
     return move if control.startswith("device") else float(np.clip(move, -then, now / max(1 - now, 1e-9)))
 
 
-def doubted(outcome: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """A metric's outcome (`results.judge_metric`) with what the machine (`judge`) has to say of it."""
+def doubted(name: str, outcome: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """A metric's outcome (`results.judge_metric`) with what the machine (`judge`) has to say of it: where that leaves it in doubt it is
+    INCONCLUSIVE, `without_controls` is the status that the samples alone gave, and `doubt` the reason in brief.
+
+    What a metric of the whole makespan loses by a slow host is bounded by the GPUs' idle time. A start, and the time of a
+    request while others keep the GPU busy, can be as slow as the host is.
+    """
+    if not metrics.of_makespan(name):
+        found = _weighed(found["moves"], found["slowed"], found["others_pct"])
     doubt = _share(outcome, found) if found["comparable"] else found["sentence"]
     if not doubt or outcome["status"] == "INVALID":
         return outcome
-    return outcome | {"status": "INCONCLUSIVE", "sentence": f"{outcome['sentence']}; {doubt}", "without_controls": outcome["status"]}
+    return outcome | {"status": "INCONCLUSIVE", "sentence": f"{outcome['sentence']}; {doubt}", "without_controls": outcome["status"],
+                      "doubt": found["why"] or "the machine may have caused it"}
 
 
 def _share(outcome: dict[str, Any], found: dict[str, Any]) -> str:

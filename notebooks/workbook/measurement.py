@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbook import controls, files, load, platforms, results, runs, schemas
+from workbook import controls, files, load, platforms, runs, schemas
 from workbook.engines import Request
 from workbook.errors import Stopped
 from workbook.params import Exam
@@ -153,6 +153,6 @@ def keep(folder: Path, exam: Exam, found: Session, questions: list[Question], sa
         files.write_parquet(folder / f"{name}.parquet", frame)
     if found.stopped:
         runs.write_record(folder, exam, **record, partial=found.stopped)
-        schemas.write_result(folder / "result.json", results.stopped(exam.run, "INVALID", found.stopped, exam, "generate"))
+        schemas.write_result(folder / "result.json", schemas.stopped(exam.run, "INVALID", found.stopped, exam, "generate"))
         raise Stopped(found.stopped)
     return requests, generations

@@ -64,12 +64,19 @@ METRICS = {
     "startup_s": Metric("s", "lower", "start of the engine to its being ready, once a session", once=True),
 }
 THROUGHPUT = "output_tok_s"
+OF_MAKESPAN = (THROUGHPUT, "output_tok_s_per_accelerator", "total_tok_s", "requests_s", "makespan_s")
+"""Speeds that are the makespan's: what delays a request and not the last one costs them nothing."""
 OTHERS, CLIENT, BUSY = "others_cpu_pct", "client_cpu_pct", "gpu_busy_pct"
 
 
 def kind(name: str) -> Metric:
     """What a metric is, by its name with or without the point of a sweep (`output_tok_s@32`)."""
     return METRICS[name.partition("@")[0]]
+
+
+def of_makespan(name: str) -> bool:
+    """Whether a metric is the speed of the whole load, and not that of a request or of a start."""
+    return name.partition("@")[0] in OF_MAKESPAN
 
 
 def headline(names: Iterable[str]) -> str:

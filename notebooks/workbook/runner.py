@@ -9,10 +9,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from workbook import exams, executor, files, models, pages, paths, platforms, results, runs, schemas, summary, verdicts
+from workbook import exams, executor, files, models, pages, paths, platforms, runs, schemas, summary
 from workbook.errors import BadInput
 from workbook.exams import Written
 from workbook.params import Exam
+from workbook.statuses import exit_code
 
 LOCK_HELP = "expected one at a time; wait for it, or set GOLDBOOK_REPORTS to another folder"
 
@@ -98,11 +99,11 @@ def _take(exam: Exam, folder: Path) -> str:
         try:
             problem = run_stage(exam, stage, folder)
         except KeyboardInterrupt:
-            schemas.write_result(folder / "result.json", results.stopped(exam.run, "INVALID", f"interrupted in {stage}.ipynb", exam, stage))
+            schemas.write_result(folder / "result.json", schemas.stopped(exam.run, "INVALID", f"interrupted in {stage}.ipynb", exam, stage))
             summary.write(summary.collect(), paths.reports())
             raise
         if problem:
-            schemas.write_result(folder / "result.json", results.stopped(exam.run, "INVALID", f"{stage}.ipynb failed: {problem}", exam, stage))
+            schemas.write_result(folder / "result.json", schemas.stopped(exam.run, "INVALID", f"{stage}.ipynb failed: {problem}", exam, stage))
             break
     result = schemas.read_result(folder / "result.json")
     schemas.write_result(folder / "result.json", result | {"seconds": round(time.monotonic() - began, 1)})
@@ -178,7 +179,7 @@ def _stop(run: str, status: str, sentence: str, exam: Exam | None = None) -> str
     say(f"  {run}: {status}: {sentence}")
     runs.set_aside(run)
     folder = runs.start(run)
-    schemas.write_result(folder / "result.json", results.stopped(run, status, sentence, exam))
+    schemas.write_result(folder / "result.json", schemas.stopped(run, status, sentence, exam))
     return status
 
 
@@ -195,6 +196,6 @@ def _report(statuses: list[str], strict: bool) -> int:
         say(f"{missing} more have not been run on this machine (python -m workbook list)")
     if problem:
         say(f"summary.ipynb failed: {problem}")
-    code = verdicts.exit_code([*statuses, *(["INVALID"] if problem else [])], strict)
+    code = exit_code([*statuses, *(["INVALID"] if problem else [])], strict)
     say(f"\n{paths.reports() / 'index.html'}  (exit code {code}, {datetime.datetime.now():%H:%M})")
     return code

@@ -5,8 +5,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from workbook import files, goldens, verdicts
+from workbook import files, goldens
 from workbook.errors import BadInput
+from workbook.params import Exam
+from workbook.scraps import plain
+from workbook.statuses import ORDER
 
 RESULT_VERSION = 1
 DIGITS = 9
@@ -40,7 +43,7 @@ class Result(Part):
     schema_version: Literal[1]
     run: str
     title: str
-    status: Literal[verdicts.ORDER]
+    status: Literal[ORDER]
     sentence: str
     stopped_in: str | None
     questions: list[Question]
@@ -80,6 +83,12 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
     """
     _check(path, result)
     files.write_json(path, _rounded(result))
+
+
+def stopped(run: str, status: str, sentence: str, exam: Exam | None = None, stage: str | None = None) -> dict[str, Any]:
+    """The result of a run that did not get to its comparison (INVALID) or was not started (SKIPPED)."""
+    return plain({"schema_version": RESULT_VERSION, "run": run, "title": exam.title if exam else "", "status": status,
+                  "sentence": sentence, "stopped_in": stage, "questions": [], "metrics": {}, "gates": {}})
 
 
 def read_result(path: Path) -> dict[str, Any]:

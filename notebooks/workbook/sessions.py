@@ -11,10 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from workbook import (controls, engines, files, limits, load, measurement, metrics, models, params, paths, platforms, roofline, runs, subjects, telemetry,
-                      tokens, validity, verdicts)
+from workbook import (controls, engines, files, goldens, limits, load, measurement, metrics, models, params, paths, platforms, roofline, runs, subjects, telemetry,
+                      tokens, validity)
 from workbook.errors import Stopped
 from workbook.params import Exam
+from workbook.statuses import IN_DOUBT
 
 CONFIRMING = 2
 """Number of the confirming session. There is none after it: nothing is retried until it is green."""
@@ -90,11 +91,22 @@ def check(measured: Measured, generations: pd.DataFrame, logprobs: list[list[flo
                                  float((requests.finish_reason == "length").mean()), problems)
 
 
+def pooled(measured: Measured, scores: pd.DataFrame, sequences: list[dict[str, Any]], parted: tuple[int, int] | None) -> goldens.Golden:
+    """The sessions as what a golden is made of; answers, sequences and where those part are the first session's.
+
+    Args:
+        scores, sequences, parted: as `goldens.session_of`.
+    """
+    first, *others = measured.apart()
+    return goldens.merge(goldens.session_of(first.record, first.by_repetition, scores, sequences, first.requests, parted),
+                         *(goldens.session_of(other.record, other.by_repetition, None, [], other.requests) for other in others))
+
+
 def wanted(measured: Measured, status: str) -> bool:
     """Whether the first look's status asks for a confirming session, none has been taken, and this is the platform
     to take it on (a run's folder may have been copied from elsewhere, to be read)."""
     here = platforms.platform_id(measured.exam) == measured.record["machine"]["platform"]
-    return status in verdicts.IN_DOUBT and here and not measured.confirmed
+    return status in IN_DOUBT and here and not measured.confirmed
 
 
 def confirm(measured: Measured) -> Measured:
@@ -124,7 +136,7 @@ def _take(exam: Exam, first: dict[str, Any], log: Path) -> tuple[dict[str, Any],
         raise RuntimeError(f"another process is using the accelerator: {', '.join(foreign)}")
     model = models.resolve(exam)
     questions = subjects.questions(exam, tokens.Tokenizer(model), models.window(exam, model))
-    control_times = controls.measure()
+    control_times = controls.measure(platforms.accelerators_used(exam))
     engine = engines.start(exam, model, log)
     same = {"weights_sha256": models.verified_sha256(exam, model), "model": engine.serves, "attention": engine.attention_backend(), "packages": platforms.versions()}
     if changed := _changed(first, subjects.prompt_set_sha256(questions), same):

@@ -3,15 +3,16 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-from workbook import exams, files, metrics, paths, results, schemas, verdicts
+from workbook import exams, files, metrics, paths, schemas
 from workbook.errors import BadInput
 from workbook.runs import STAGES
+from workbook.statuses import overall
 
 
 def collect() -> list[dict[str, Any]]:
     """The result of every run: those with a params file and those with a folder in the reports, by name.
 
-    A run without a result is listed as NOT_RUN, and one whose result cannot be read as INVALID: nothing is left out.
+    A run without a result is listed as NOT_RUN, and one that was killed, or whose result cannot be read, as INVALID: nothing is left out.
     """
     folders = {p.name for p in (paths.reports() / "runs").glob("*") if p.is_dir()}
     return [_result(run) for run in sorted(folders | set(exams.names()))]
@@ -19,12 +20,14 @@ def collect() -> list[dict[str, Any]]:
 
 def _result(run: str) -> dict[str, Any]:
     path = paths.run_folder(run) / "result.json"
+    if not path.exists() and (path.parent / "params.yaml").exists():  # which the runner writes first
+        return schemas.stopped(run, "INVALID", "was started and has no result: it was killed, or the machine went down")
     if not path.exists():
-        return results.stopped(run, "NOT_RUN", "has not been run on this machine")
+        return schemas.stopped(run, "NOT_RUN", "has not been run on this machine")
     try:
         return schemas.read_result(path)
     except BadInput as error:
-        return results.stopped(run, "INVALID", str(error))
+        return schemas.stopped(run, "INVALID", str(error))
 
 
 def throughput(result: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +47,7 @@ def history() -> list[dict[str, Any]]:
         try:
             result = schemas.read_result(path)
         except BadInput as error:
-            result = results.stopped(path.parent.parent.name, "INVALID", str(error))
+            result = schemas.stopped(path.parent.parent.name, "INVALID", str(error))
         rows.append({"run": result["run"], "finished": result.get("finished") or "–", "status": result["status"],
                      "output tok/s": throughput(result).get("median"), "kept in": str(path.parent.relative_to(paths.reports()))})
     return rows
@@ -73,7 +76,7 @@ def statuses(found: list[dict[str, Any]]) -> list[str]:
 
 def write(found: list[dict[str, Any]], folder: Path) -> None:
     """Write summary.json, summary.md and junit.xml."""
-    whole = verdicts.overall(statuses(found))
+    whole = overall(statuses(found))
     files.write_json(folder / "summary.json", {"schema_version": 1, "status": whole, "runs": found})
     files.write_text(folder / "summary.md", markdown(found, whole))
     files.write_text(folder / "junit.xml", junit(found))

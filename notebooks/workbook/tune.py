@@ -1,8 +1,9 @@
 """Tuning: a run with every setting of its sweep, each in a fresh engine, and those that help together."""
-from workbook import best, executor, files, metrics, models, pages, paths, platforms, runs, sweeps, tuning, verdicts, visit
+from workbook import best, executor, files, metrics, models, pages, paths, platforms, runs, sweeps, tuning, visit
 from workbook.errors import BadInput
 from workbook.exams import Written
 from workbook.runner import Reports, say
+from workbook.statuses import exit_code
 from workbook.sweeps import COMBINED, UNTUNED
 from workbook.tuning import Tuning
 
@@ -92,7 +93,7 @@ def report(run: str, strict: bool = False) -> int:
         say(f"  note: {note}")
     if (folder / best.NAME).exists():
         say(f"  the best settings: {folder / best.NAME}")
-    code = verdicts.exit_code([result["status"]], strict)
+    code = exit_code([result["status"]], strict)
     say(f"{folder / 'index.html'}  (exit code {code})")
     return code
 

@@ -17,13 +17,6 @@ FIRST_LOOK, POOLED, PAIRED = (0.98, 0.98), (0.98, 0.95), (0.95, 0.95)
 more of them, by pairs. The first look asks more for PASSED, which ends the matter there: a session that stands alone
 does not show how much its like differ."""
 
-ORDER = ("INVALID", "REGRESSED", "INCONCLUSIVE", "NO_GOLDEN", "IMPROVED", "PASSED", "SKIPPED", "NOT_RUN")
-"""From the status that decides over all others to the one that decides over none."""
-IN_DOUBT = ("REGRESSED", "INCONCLUSIVE")
-"""Statuses of a first look that ask for one more session."""
-EXIT_CODES = {"INVALID": 2, "REGRESSED": 1}
-STRICT_EXIT_CODES = EXIT_CODES | {"NO_GOLDEN": 2, "INCONCLUSIVE": 3}
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -179,19 +172,6 @@ def _side(sessions: list[list[float]], which: str, direction: str) -> Side:
         raise ValueError(f"the {which} side has a sample that is not a positive number: {sessions}")
     logs = [np.log(a) if direction == "higher" else -np.log(a) for a in arrays]
     return Side(np.array([x.mean() for x in logs]), np.array(sum(x.var() * x.size for x in logs)), np.array([x.size for x in logs]))
-
-
-def overall(statuses: list[str]) -> str:
-    """The status of a run, or of several, from those of its parts; PASSED for none."""
-    return min(statuses, key=ORDER.index, default="PASSED")
-
-
-def exit_code(statuses: list[str], strict: bool = False) -> int:
-    """0 nothing regressed, 1 regressed, 2 invalid; strict: also 2 without a golden, 3 inconclusive.
-    2 wins over 1, over 3, over 0."""
-    codes = STRICT_EXIT_CODES if strict else EXIT_CODES
-    found = {codes.get(s, 0) for s in statuses}
-    return next((c for c in (2, 1, 3) if c in found), 0)
 
 
 def change(effect: float, direction: str) -> float:

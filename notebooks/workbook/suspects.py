@@ -1,0 +1,41 @@
+"""Suspects: what is not as it was when the golden was recorded, and may be why a run differs from it."""
+from typing import Any
+
+import numpy as np
+
+from workbook import machine
+from workbook.goldens import Golden, flat
+
+CLOCK, CLOCK_MOVE = "gpu_clock_mhz", 0.01
+"""A GPU's clock is a suspect once it moved by more than this."""
+TOLD_ELSEWHERE = ("machine.packages", "machine.git.commit", "machine.driver", "machine.visit")
+"""What of the environment the subject has too, or what differs at every visit."""
+
+
+def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
+    """What is not as it was when the golden was recorded: subject, soft environment, controls and GPU clocks, a row
+    each; nothing is known of an imported one."""
+    if "imported" in golden.subject:
+        return []
+    before = flat(golden.subject) | flat({"machine": golden.environment})
+    after = flat(record["subject"]) | flat({"machine": record["machine"]})
+    for name, move in machine.control_moves(golden, record.get("controls", {})).items():
+        if move:
+            medians = [np.median(session) * 1e3 for session in golden.controls[name]]
+            before[f"controls.{name}"] = f"{min(medians):.1f} to {max(medians):.1f} ms"
+            after[f"controls.{name}"] = f"{np.median(record['controls'][name]) * 1e3:.1f} ms"
+    for name, (recorded, now) in _clocks(golden, record.get("repetitions", [])).items():
+        if abs(now / recorded - 1) > CLOCK_MOVE:
+            before[f"clocks.{name}"], after[f"clocks.{name}"] = f"{recorded:,.0f} MHz", f"{now:,.0f} MHz"
+    return [{"what": name, "golden": str(before.get(name, "absent")), "now": str(after.get(name, "absent"))}
+            for name in sorted(before | after) if before.get(name) != after.get(name) and not name.startswith(TOLD_ELSEWHERE)]
+
+
+def _clocks(golden: Golden, passes: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Medians of the GPUs' clock when the golden was recorded and now, MHz, by the metric's name (one at each point of a sweep)."""
+    now: dict[str, list[float]] = {}
+    for done in passes:
+        if (clock := done.get("measured", {}).get(CLOCK)) is not None:
+            now.setdefault(f"{CLOCK}@{done['point']}" if done["point"] else CLOCK, []).append(clock)
+    return {name: (float(np.median(np.concatenate(golden.metrics[name].sessions))), float(np.median(found)))
+            for name, found in now.items() if name in golden.metrics}
