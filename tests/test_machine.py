@@ -6,7 +6,7 @@ import types
 
 import psutil
 import pytest
-from workbook import controls, cores, params, platforms
+from workbook import controls, cores, params, paths, platforms
 from workbook.engines import base
 from workbook.errors import BadInput, Stopped
 
@@ -153,7 +153,7 @@ def test_the_engine_uses_every_core_and_the_exam_wins(monkeypatch):
     monkeypatch.setattr(platforms, "gpus", lambda: ())
     found = base.environment(EXAM)
     assert found["VLLM_CPU_OMP_THREADS_BIND"] == ",".join(map(str, sorted(os.sched_getaffinity(0))))
-    assert found["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+    assert found["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn" and found["CUDA_DEVICE_ORDER"] == paths.child_environment()["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert base.environment(params.check({"run": "x", "env": {"VLLM_CPU_OMP_THREADS_BIND": "0"}}))["VLLM_CPU_OMP_THREADS_BIND"] == "0"
     assert base.engine_args(EXAM)["disable_log_stats"] is False
 

@@ -193,6 +193,7 @@ def environment(exam: Exam, in_process: bool = False) -> dict[str, str]:
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_process else "1",
         "VLLM_NO_USAGE_STATS": "1",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's, so that what is watched is what runs
         "NO_COLOR": "1",  # escape codes do not belong in engine.log
         "TOKENIZERS_PARALLELISM": "false",
     }
