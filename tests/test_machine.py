@@ -140,9 +140,13 @@ def test_controls_beside_the_load_use_all_cores_though_the_kernel_is_bound_to_on
         os.sched_setaffinity(0, controls.CORES)
 
 
-def test_controls_whose_process_ends_stop_the_session(monkeypatch):
+@pytest.mark.parametrize("before", [True, False], ids=["long before", "just before"])
+def test_controls_whose_process_ends_stop_the_session(monkeypatch, before):
     with pytest.raises(Stopped, match=r"the process of the controls ended with code -9: $"), controls.beside(cpu=False) as times:
-        psutil.Process().children()[0].kill()
+        (process,) = psutil.Process().children()
+        process.kill()
+        while before and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
         times()
     monkeypatch.setattr(controls, "CORES", {1 << 20})
     with pytest.raises(Stopped, match=r"the process of the controls ended with code 1: OSError: .*Invalid argument"), controls.beside(cpu=False):

@@ -74,6 +74,8 @@ def beside(cpu: bool) -> Iterator[Callable[[], dict[str, float]]]:
             yield lambda: _answer(process)
         finally:
             process.kill()
+            with contextlib.suppress(BrokenPipeError):  # what a process that was dead by then has not read
+                process.stdin.close()
 
 
 def _answer(process: subprocess.Popen) -> dict[str, float]:
