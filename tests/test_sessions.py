@@ -244,16 +244,20 @@ def looks(speeds: list[list[float]], host: list[float]) -> list[dict]:
      "first look: REGRESSED (output_tok_s -5.0 %); a confirming session was taken: PASSED (output_tok_s -2.4 %) by both together"),
     ([[95.0, 95.5, 94.5], [95.0, 94.5, 95.5]], [1.0, 1.0], ["REGRESSED", "REGRESSED"],
      "first look: REGRESSED (output_tok_s -5.0 %); a confirming session was taken: REGRESSED (output_tok_s -5.0 %) by both together"),
-    ([[101.0, 101.5, 100.5], [101.0, 101.5, 100.5]], [1.18, 1.01], ["INCONCLUSIVE", "PASSED"],
+    ([[101.0, 101.5, 100.5], [101.0, 101.5, 100.5]], [0.85, 1.01], ["INCONCLUSIVE", "PASSED"],
      "first look: INCONCLUSIVE (output_tok_s +1.0 %, the machine itself changed); a confirming session was taken: PASSED (output_tok_s +1.0 %) by both together"),
-    ([[100.0, 100.5, 99.5], [100.0, 100.5, 99.5]], [1.3, 1.3], ["INCONCLUSIVE", "INCONCLUSIVE"], None),
+    ([[100.0, 100.5, 99.5], [100.0, 100.5, 99.5]], [0.7, 0.7], ["INCONCLUSIVE", "INCONCLUSIVE"], None),
+    ([[93.0, 93.5, 92.5], [93.0, 92.5, 93.5]], [1.3, 1.3], ["INCONCLUSIVE", "INCONCLUSIVE"], None),
+    ([[93.0, 93.5, 92.5], [93.0, 92.5, 93.5]], [0.7, 0.7], ["REGRESSED", "REGRESSED"], None),
+    ([[100.0, 100.5, 99.5]], [1.3], ["PASSED"], ""),
     ([[100.0, 100.5, 99.5]], [1.0], ["PASSED"], ""),
     ([[93.0, 93.5, 92.5], [93.0, 92.5, 93.5]], [1.09, 1.09], ["INCONCLUSIVE", "INCONCLUSIVE"],
      "first look: INCONCLUSIVE (output_tok_s -7.0 %, the machine may have caused it); a confirming session was taken: "
      "INCONCLUSIVE (output_tok_s -7.0 %, the machine may have caused it) by both together"),
     ([[93.0, 93.5, 92.5], [93.0, 92.5, 93.5]], [1.09, 1.0], ["INCONCLUSIVE", "REGRESSED"],
      "first look: INCONCLUSIVE (output_tok_s -7.0 %, the machine may have caused it); a confirming session was taken: REGRESSED (output_tok_s -7.0 %) by both together"),
-], ids=["recovers", "confirmed", "disturbed briefly", "another machine", "settled", "slower machine", "slower machine for one session"])
+], ids=["recovers", "confirmed", "disturbed briefly", "a pass on a faster machine", "a loss on a slower one", "a loss on a faster one",
+     "a pass on a slower one", "settled", "slower machine", "slower machine for one session"])
 def test_two_looks(speeds, host, statuses, declared):
     found = looks(speeds, host)
     assert [look["status"] for look in found] == statuses

@@ -9,6 +9,8 @@ from workbook import controls, goldens, metrics
 
 Samples = dict[str, Sequence[Sequence[float]]]
 
+CHANGED = "the machine itself changed"
+
 
 def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Samples, judged: Iterable[str] = ()) -> dict[str, Any]:
     """Whether the machine itself runs at the golden's speed.
@@ -27,7 +29,8 @@ def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Sa
     Returns:
         Of each control, as fractions of its time: its `moves` (`control_moves`) and what of them `counts`; how much it
         `slowed` on average (`control_means`) and what of that may be its `share` of a loss, of those that decide. The
-        `tolerance`; `others_pct`; whether speeds are `comparable`, and if not `why`, in brief; a sentence.
+        `tolerance`; `others_pct`; why a loss may be the machine's (`slows`) or be hidden by it (`speeds`), in brief or empty;
+        whether speeds are `comparable`, with neither of them, and if not `why`; a sentence.
     """
     points = {_point(name) for name in judged}
     samples, known = ({name: sessions for name, sessions in side.items() if not points or _point(name) in points}
@@ -62,19 +65,20 @@ def _weighed(moves: dict[str, float], slowed: dict[str, float], others_pct: floa
     deciding = controls.deciding(moves)
     counts = {k: _bounded(k, v, then, now) for k, v in moves.items()}
     shares = {k: max(_bounded(k, slowed[k], then, now), 0.0) for k in deciding}
-    moved = [k for k in deciding if _ratio(counts[k]) > controls.TOLERANCE]
+    moved = [counts[k] for k in deciding if _ratio(counts[k]) > controls.TOLERANCE]
+    slows, speeds = (CHANGED if any(sign * move > 0 for move in moved) else "" for sign in (1, -1))
     said = ", ".join(f"{k.removesuffix('_s')} " + (f"{_ratio(v) * 100:.0f} % {'slower' if v > 0 else 'faster'}" if v else "within them")
                      + (" before the load" if k not in deciding else f" (of which {_ratio(counts[k]) * 100:.0f} % count: the GPUs were busy)" if counts[k] != v else "")
                      for k, v in moves.items())
-    sentence, why = f"the fixed work against the golden's sessions: {said or 'the golden has none'}", ""
+    sentence = f"the fixed work against the golden's sessions: {said or 'the golden has none'}"
     if moved:
-        why = "the machine itself changed"
-        sentence += f"; that is more than {controls.TOLERANCE:.0%}, so {why} and speeds do not compare"
+        may = " and ".join([*(["have caused a loss"] if slows else []), *(["hide one" if slows else "hide a loss"] if speeds else [])])
+        sentence += f"; that is more than {controls.TOLERANCE:.0%}, so {CHANGED} and may {may}"
     if others_pct > controls.OTHERS_PCT:
-        why = why or "other processes were at work"
-        sentence += f"; other processes took {others_pct:.0f} % of the cores while it was measured (at most {controls.OTHERS_PCT} %), so speeds do not compare"
+        slows = slows or "other processes were at work"
+        sentence += f"; other processes took {others_pct:.0f} % of the cores while it was measured (at most {controls.OTHERS_PCT} %) and may have caused a loss"
     return {"moves": moves, "counts": counts, "slowed": slowed, "share": shares, "tolerance": controls.TOLERANCE, "others_pct": others_pct,
-            "comparable": not why, "why": why, "sentence": sentence}
+            "slows": slows, "speeds": speeds, "comparable": not (slows or speeds), "why": slows or speeds, "sentence": sentence}
 
 
 def _ratio(move: float) -> float:
@@ -91,16 +95,19 @@ def doubted(name: str, outcome: dict[str, Any], found: dict[str, Any]) -> dict[s
     """A metric's outcome (`results.judge_metric`) with what the machine (`judge`) has to say of it: where that leaves it in doubt it is
     INCONCLUSIVE, `without_controls` is the status that the samples alone gave, and `doubt` the reason in brief.
 
+    A slower machine may have caused a loss, and cannot hide one; a faster machine may hide one, and cannot have caused it. So a loss on a
+    machine that is faster stands, and so does a pass on one that is slower.
     What a metric of the whole makespan loses by a slow host is bounded by the GPUs' idle time. A start, and the time of a
     request while others keep the GPU busy, can be as slow as the host is.
     """
     if not metrics.of_makespan(name):
         found = _weighed(found["moves"], found["slowed"], found["others_pct"])
-    doubt = _share(outcome, found) if found["comparable"] else found["sentence"]
-    if not doubt or outcome["status"] == "INVALID":
+    why = {"REGRESSED": found["slows"], "INCONCLUSIVE": found["why"], "INVALID": ""}.get(outcome["status"], found["speeds"])
+    doubt = found["sentence"] if why else _share(outcome, found)
+    if not doubt:
         return outcome
     return outcome | {"status": "INCONCLUSIVE", "sentence": f"{outcome['sentence']}; {doubt}", "without_controls": outcome["status"],
-                      "doubt": found["why"] or "the machine may have caused it"}
+                      "doubt": why or "the machine may have caused it"}
 
 
 def _share(outcome: dict[str, Any], found: dict[str, Any]) -> str:
