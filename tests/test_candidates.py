@@ -178,6 +178,41 @@ def test_noise_above_the_tolerance_is_refused_with_the_delta_it_allows(exam, fol
     assert not isinstance(bless()[0], str), "the tolerance was raised: nothing has to be measured again"
 
 
+def test_noise_is_told_from_the_first_session_on(exam, folders):
+    """Two more that cannot help would be taken for nothing."""
+    made = candidate(exam, [[v * (1 + 0.06 * (-1) ** i) for i, v in enumerate(SPEEDS[0])]])
+    said = candidates.shortage(made)[0]
+    assert said.startswith("1 session; expected at least 3 (make record RUN=x ADD=1 adds some); so far output_tok_s: the smallest loss that a new session of 3 repetitions would show is")
+    assert candidates.shortage(candidate(exam, SPEEDS[:1])) == ["1 session; expected at least 3 (make record RUN=x ADD=1 adds some)"]
+
+
+@pytest.mark.parametrize("noise, advised", [(0.06, True), (0.09, False)])
+def test_more_sessions_are_advised_only_where_they_would_do(exam, noise, advised):
+    candidate(exam, [[v * (1 + noise * (-1) ** i) for i, v in enumerate(values)] for values in SPEEDS])
+    refused = bless()[0]
+    assert "above the gate's delta of 10.0%" in refused
+    assert ("more sessions (ADD=1), " in refused) is advised and ("% with 12 such sessions in the golden)" in refused) is not advised
+
+
+def test_the_file_of_a_variant_is_named_with_it(exam):
+    assert candidates._file(exams.load("x").model_copy(update={"run": "x@gpu1"})) == "params/x.yaml (variant gpu1)"
+
+
+def test_a_metric_that_was_nothing_before_is_no_change(exam, folders):
+    """Gated since; a golden of before has a sample of 0, which has no log."""
+    old = candidate(exam)
+    old.metrics["preemptions"] = goldens.Samples(unit="requests", direction="lower", sessions=[[0.0] * 5] * 3)
+    goldens.write(candidates.path_of("x"), old)
+    bless()
+    (folders / "params" / "x.yaml").write_text(EXAM.replace("}}", "}, preemptions: {}}"))
+    new = candidate(exam, day="2026-01-02")
+    new.metrics["preemptions"] = goldens.Samples(unit="requests", direction="lower", sessions=[[3.0, 3.1, 2.9, 3.0, 3.0]] * 3)
+    goldens.write(candidates.path_of("x"), new)
+    made, said = bless()
+    assert not isinstance(made, str), made
+    assert [line.split() for line in said.splitlines() if line.startswith("preemptions")] == [["preemptions", "–", "2.999"]]
+
+
 def test_the_smallest_visible_loss_is_that_of_the_verdict():
     for repetitions in (3, 5):
         seen = verdicts.visible(SPEEDS, repetitions)
@@ -256,6 +291,17 @@ def test_the_machine_of_the_added_sessions_is_what_is_judged(exam):
     made.controls = {"host_s": [[1.0], [1.0], [1.0], [1.3]]}
     goldens.write(candidates.path_of("x"), made)
     assert "the machine itself changed" in bless()[1]
+
+
+def test_answers_that_are_the_goldens_own_are_not_held_against_it(exam):
+    """A golden that grows keeps the answers of its first session; "+0.0 points" would say that the added ones were as good."""
+    candidate(exam)
+    assert "points on the same" not in bless()[1]
+    candidate(exam, SPEEDS + scaled(1.01)[:1], right=0.1)
+    golden, said = bless()
+    assert not isinstance(golden, str) and "points on the same" not in said and "right answers and lengths stay those of the first" in said
+    candidate(exam, right=0.0, day="2026-01-02")
+    assert "points on the same 40 questions" in bless()[1], "all sessions are new"
 
 
 def test_loops_in_the_added_sessions_are_not_lost_among_the_others(exam, folders):

@@ -21,6 +21,9 @@ SESSIONS, REPETITIONS = 3, 5
 TREND_P, TREND_SHARE = 0.01, 0.4
 """A trend is one that noise explains with less than this probability, and that moves a session by more than this share
 of the gate's delta: 2 % at the default of 5 %. What a gate would not notice is no reason to record again."""
+MANY, HEADROOM = 12, 1.3
+"""More sessions are worth the advice if so many would do. A delta is advised with headroom: one that is just visible leaves half
+of the runs without a change in doubt at their first look."""
 LOCK_TIMEOUT_S = 60
 
 
@@ -67,7 +70,9 @@ def shortage(candidate: Golden) -> list[str]:
     """What a candidate still lacks and more sessions can give it, a sentence each."""
     found, sizes = [], repetitions(candidate)
     if (have := len(candidate.sessions)) < SESSIONS:
-        found.append(f"{have} session{'' if have == 1 else 's'}; expected at least {SESSIONS} (make record RUN={candidate.run} ADD=1 adds some)")
+        exam = exams.load(candidate.run)
+        noisy = [said for name in exam.gates if name in candidate.metrics and (said := _noise(name, candidate.metrics[name].sessions, exam))]
+        found.append(f"{have} session{'' if have == 1 else 's'}; expected at least {SESSIONS} (make record RUN={candidate.run} ADD=1 adds some)" + "".join(f"; so far {said}" for said in noisy))
     if sizes and min(sizes) < REPETITIONS:
         found.append(f"a session of {min(sizes)} repetitions; expected at least {REPETITIONS} in each")
     return found
@@ -80,7 +85,6 @@ def repetitions(candidate: Golden) -> list[int]:
 
 def problems(candidate: Golden, exam: Exam) -> list[str]:
     """Why a candidate must not become the golden of an exam, a sentence each, apart from a shortage."""
-    file = f"params/{exam.run.partition('@')[0]}.yaml"
     found = [f"session {n} was recorded on a checkout with uncommitted changes; expected a clean one" for n, s in enumerate(candidate.sessions, 1) if s.dirty]
     for n in range(len(candidate.sessions)):
         taken = [x for name, m in candidate.metrics.items() if name.partition("@")[0] == metrics.OTHERS and n < len(m.sessions) for x in m.sessions[n]]
@@ -89,7 +93,7 @@ def problems(candidate: Golden, exam: Exam) -> list[str]:
     if candidate.run != exam.run:
         found.append(f"it was recorded for run '{candidate.run}'; expected '{exam.run}'")
     if candidate.key.work != exam.work_hash():
-        found.append(f"it was recorded with other parameters than {file} has now; expected the work it was recorded with, or a new recording")
+        found.append(f"it was recorded with other parameters than {_file(exam)} has now; expected the work it was recorded with, or a new recording")
     if (noise := max(candidate.self_drift, default=0.0)) > drift.NOISIEST:
         found.append(f"its sessions read the same answers of the same weights {noise:.2g} nats apart; expected at most {drift.NOISIEST}, for {drift.NOISE} times as much would pass as no drift")
     found += [f"unknown metric '{name}'{nearest(name, list(metrics.METRICS))}" for name in candidate.metrics if name.partition("@")[0] not in metrics.METRICS]
@@ -101,8 +105,14 @@ def problems(candidate: Golden, exam: Exam) -> list[str]:
         elif not all(value > 0 for samples in sessions for value in samples):
             found.append(f"{name} has a sample that is not a positive number; expected none, since speeds are compared in logs")
         else:
-            found += [sentence for sentence in (_trend(name, sessions, exam), _noise(name, sessions, exam, file)) if sentence]
+            found += [sentence for sentence in (_trend(name, sessions, exam), _noise(name, sessions, exam) if len(sessions) >= SESSIONS else "") if sentence]
     return found
+
+
+def _file(exam: Exam) -> str:
+    """Where the exam's parameters are, for a sentence."""
+    name, _, variant = exam.run.partition("@")
+    return f"params/{name}.yaml" + (f" (variant {variant})" if variant else "")
 
 
 def trend(sessions: list[list[float]]) -> tuple[float, float]:
@@ -137,12 +147,19 @@ def _trend(name: str, sessions: list[list[float]], exam: Exam) -> str:
             f"a longer warm-up, or a machine that keeps its speed")
 
 
-def _noise(name: str, sessions: list[list[float]], exam: Exam, file: str) -> str:
+def _noise(name: str, sessions: list[list[float]], exam: Exam) -> str:
+    """What is wrong with a gate's delta, for sessions like these, `SESSIONS` of them or more; empty where nothing is. Still more of
+    them are advised only where they would do."""
     gate, count = exam.gates.get(name), min([exam.repetitions, *map(len, sessions)])  # a run has as many as the exam, fewer than a recording
-    if not gate or gate.rule == "band" or (seen := verdicts.visible(sessions, count, results.prior_sd(name))) <= gate.delta:
+    if not gate or gate.rule == "band" or not all(value > 0 for samples in sessions for value in samples):
         return ""
-    return (f"{name}: the smallest loss that a new session of {count} repetition{'' if count == 1 else 's'} would show is {seen * 100:.1f} %, above the gate's delta of {gate.delta:.1%}; "
-            f"expected more sessions (ADD=1), a quieter machine, or a delta of {math.ceil(seen * 200) / 200:g} in {file}")
+    seen, with_many = (verdicts.visible((sessions * least)[:max(least, len(sessions))], count, results.prior_sd(name)) for least in (SESSIONS, MANY))
+    if seen <= gate.delta:
+        return ""
+    more = "more sessions (ADD=1), " if with_many <= gate.delta else ""
+    return (f"{name}: the smallest loss that a new session of {count} repetition{'' if count == 1 else 's'} would show is {seen * 100:.1f} %"
+            f"{'' if more else f' ({with_many * 100:.1f} % with {MANY} such sessions in the golden)'}, above the gate's delta of {gate.delta:.1%}; "
+            f"expected {more}a quieter machine, or a delta of {math.ceil(seen * HEADROOM * 100) / 100:g} in {_file(exam)}")
 
 
 def changes(candidate: Golden, golden: Golden | None, anchor: Anchor | None, gates: dict[str, Gate]) -> list[Change]:
@@ -158,9 +175,9 @@ def changes(candidate: Golden, golden: Golden | None, anchor: Anchor | None, gat
     for name, gate in gates.items():
         new = candidate.metrics[name]
         change = Change(name, goldens.mean(new.sessions))
-        if anchor and name in anchor.medians:
+        if anchor and anchor.medians.get(name, 0) > 0:
             change = change._replace(drift=100 * (_median(new.sessions) / anchor.medians[name] - 1))
-        if golden and name in golden.metrics:
+        if golden and name in golden.metrics and all(value > 0 for samples in golden.metrics[name].sessions for value in samples):  # compared in logs
             verdict = verdicts.judge(golden.metrics[name].sessions, [new.sessions[i] for i in added], direction=new.direction, delta=gate.delta, margin=gate.margin,
                                      prior_sd=results.prior_sd(name))
             shift, *ends = (verdicts.change(x, new.direction) * 100 for x in (verdict.effect, verdict.low, verdict.high))
@@ -173,6 +190,11 @@ def _added(candidate: Golden, golden: Golden | None) -> list[int]:
     """Which of the candidate's sessions are not the golden's own; all of them where it has none else."""
     every = range(len(candidate.sessions))
     return [i for i in every if not golden or candidate.sessions[i] not in golden.sessions] or list(every)
+
+
+def _grown(candidate: Golden, golden: Golden) -> bool:
+    """Whether the candidate has sessions of the golden's own."""
+    return len(_added(candidate, golden)) < len(candidate.sessions)
 
 
 def table(found: list[Change], anchor: Anchor | None) -> str:
@@ -260,18 +282,20 @@ def _lost(candidate: Golden, golden: Golden | None) -> list[str]:
 
 
 def _accuracy(candidate: Golden, golden: Golden | None) -> accuracy.Drop | None:
-    if not (golden and golden.correct and candidate.correct and goldens.same_scorer(golden, candidate.scorer)):
+    """Whether accuracy fell; None where it is not known: of a golden that grew the answers are those of its first session."""
+    if golden and _grown(candidate, golden) or not (golden and golden.correct and candidate.correct and goldens.same_scorer(golden, candidate.scorer)):
         return None
-    return accuracy.compare(np.array(golden.correct, dtype=bool), np.array(candidate.correct, dtype=bool))
+    return results.fall(np.array(golden.correct, dtype=bool), np.array(candidate.correct, dtype=bool))
 
 
 def _worse_answers(candidate: Golden, golden: Golden | None) -> list[str]:
     """Rates of degeneration that rose in the sessions that are not the golden's own, and lengths that moved, a sentence each."""
     rates = quality.tallies(candidate)
-    if golden and len(_added(candidate, golden)) < len(candidate.sessions) and not _lost(candidate, golden):
+    grown = golden and _grown(candidate, golden)
+    if grown and not _lost(candidate, golden):
         before = quality.tallies(golden)
         rates = {name: tally.without(before[name]) for name, tally in rates.items() if name in before}
-    lengths = candidate.lengths and quality.judge_lengths(np.array(candidate.lengths), golden)
+    lengths = candidate.lengths and not grown and quality.judge_lengths(np.array(candidate.lengths), golden)
     return [found["sentence"] for found in (quality.judge_rates(rates, golden), lengths) if found and found["status"] == "REGRESSED"]
 
 
@@ -283,7 +307,7 @@ def _report(candidate: Golden, golden: Golden | None, comparable: Golden | None,
         lines.append("the old one was recorded with other parameters or prompts: the two do not compare, and drift is counted from the new one")
     added = _added(candidate, comparable)
     if comparable and (shared := len(candidate.sessions) - len(added)):
-        lines.append(f"{shared} of the new sessions are the old ones; the change is that of the {len(added)} added to them")
+        lines.append(f"{shared} of the new sessions are the old ones; the change is that of the {len(added)} added to them, and right answers and lengths stay those of the first")
     if comparable:
         moved = machine.judge(comparable, *({name: sessions[i] for name, sessions in candidate.controls.items()} for i in added),
                               samples={name: [samples.sessions[i] for i in added] for name, samples in candidate.metrics.items()}, judged=gates)
