@@ -50,6 +50,13 @@ def test_the_files_for_machines(several):
     assert "| a | **PASSED** | 90 | 100 |" in text and "because \\| REGRESSED &lt;b>" in text
 
 
+def test_what_xml_may_not_hold_costs_no_report():
+    """An engine's last words may be coloured, or no text at all."""
+    sentence = "died: \x1b[31mred\x1b[0m \x00\ufffe é \U0001f600 <&>"
+    suite = ElementTree.fromstring(summary.junit([{"run": "x", "status": status, "sentence": sentence} for status in ("INVALID", "PASSED")]))
+    assert suite[0][0].get("message") == "INVALID: died: [31mred[0m  é \U0001f600 <&>" and suite[1][0].text.startswith("PASSED: died")
+
+
 def test_cards_escape_and_say_what_is_missing():
     html = cards.run_card(result("<x>", "PASSED", questions=[{"question": "q", "answer": "<script>"}]), ["generate", "score"], {"generate": "g.html"})
     assert "<script>" not in html and "&lt;x&gt;" in html and 'href="g.html"' in html and "score missing" in html

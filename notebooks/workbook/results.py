@@ -1,6 +1,6 @@
 """`result.json`: everything one run found, in one file with a stable schema."""
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,8 @@ def _judge_nothing(name: str, known: goldens.Samples, samples: np.ndarray) -> di
 def _judge_band(name: str, gate: Gate, known: goldens.Samples, sessions: list[list[float]]) -> dict[str, Any]:
     """Verdict by `rule: band`, on the medians of all samples. An improvement never fails."""
     golden, new = (float(np.median(np.concatenate(s))) for s in (known.sessions, sessions))
+    if golden <= 0:
+        return {"status": "INVALID", "sentence": f"{name} is gated by a band and the golden's median is {golden:g}; expected a positive one, since a band is a share of it"}
     band = bands.judge(name, golden, new, direction=known.direction, low=gate.low, high=gate.high)
     better = (new > golden) == (known.direction == "higher")
     return {"status": "PASSED" if band.passed else "IMPROVED" if better else "REGRESSED", "sentence": band.sentence,
@@ -82,7 +84,7 @@ def verdict_of(validity: Completeness, golden: goldens.Golden | None, no_golden:
     if golden is None:
         return "NO_GOLDEN", no_golden
     found = [*gated.values(), *(p for p in (right, drifted, *answers) if p and p["status"] != "NO_GOLDEN")]
-    return _worst(found) if found or not right else ("NO_GOLDEN", "the golden keeps nothing that this run is judged by")
+    return _worst(found) if found else ("NO_GOLDEN", "the golden keeps nothing that this run is judged by" if right else "no metric is gated, and nothing else of this run can be judged")
 
 
 def judge_speed(gates: dict[str, Gate], golden: goldens.Golden, sessions: dict[str, list[list[float]]], found: dict[str, Any]) -> dict[str, dict]:
@@ -142,12 +144,32 @@ def _worst(parts: Iterable[dict[str, Any]]) -> tuple[str, str]:
 
 
 def with_suspects(status: str, sentence: str, differences: list[dict[str, str]]) -> str:
-    """The sentence of a run, and what differs from the golden (`suspects.differences`) where that may be the cause."""
-    if status not in ("REGRESSED", "IMPROVED", "INCONCLUSIVE") or not differences:
+    """The sentence of a run, and what differs from the golden (`suspects.differences`) where that may be the cause; what the
+    fixed work has to say of it is in the sentence already."""
+    names = [row["what"].removeprefix("machine.") for row in differences if not row["what"].startswith("controls.")]
+    if status not in ("REGRESSED", "IMPROVED", "INCONCLUSIVE") or not names:
         return sentence
-    names = [row["what"].removeprefix("machine.") for row in differences]
     rest = f" and {len(names) - SUSPECTS} more" if len(names) > SUSPECTS else ""
     return f"{sentence}. Not as they were for the golden: {', '.join(names[:SUSPECTS])}{rest}"
+
+
+def fall(before: np.ndarray, after: np.ndarray) -> accuracy.Drop:
+    """`accuracy.compare`, and beyond its band of the golden's accuracy too where there are questions enough.
+
+    They are where answers that are all wrong would be seen: where that is a point or more, and no chance.
+
+    Args:
+        before, after: right or wrong, arrays of shape (questions, samples), the same questions in order.
+    """
+    drop, share = accuracy.compare(before, after), before.mean()
+    if accuracy.LOWEST <= share <= accuracy.HIGHEST:
+        return drop
+    alpha = accuracy.ALPHA if before.shape[1] == after.shape[1] == 1 else accuracy.ALPHA_SAMPLED
+    points = f"{0.0 - drop.drop * 100:+.1f} points on the same {len(before):,} questions (p = {drop.p:.3f})"
+    if share < accuracy.SMALLEST_DROP or accuracy.compare(before, np.zeros_like(after)).p >= alpha:
+        return replace(drop, sentence=f"{points}; not gated: with {share:.0%} right in the golden, so few questions cannot show a fall")
+    worse = drop.p < alpha and drop.drop >= accuracy.SMALLEST_DROP
+    return replace(drop, status="REGRESSED" if worse else "PASSED", sentence=points)
 
 
 def judge_accuracy(scores: pd.DataFrame, golden: goldens.Golden | None, scorer: str | None = None) -> dict[str, Any]:
@@ -159,7 +181,7 @@ def judge_accuracy(scores: pd.DataFrame, golden: goldens.Golden | None, scorer: 
         found["sentence"] += f"; not held against the golden's, which {golden.scorer} judged and not {scorer}"
     elif golden and golden.correct is not None:
         before = np.array(golden.correct, dtype=bool)
-        drop, known = accuracy.compare(before, correct), accuracy.estimate(before)
+        drop, known = fall(before, correct), accuracy.estimate(before)
         found |= {"status": drop.status, "change": -drop.drop, "p": drop.p, "golden": known.value, "golden_low": known.low, "golden_high": known.high,
                   "sentence": f"accuracy {found['value']:.1%}, {drop.sentence}"}
     return found

@@ -1,4 +1,5 @@
 """The summary over all runs: what `summary.ipynb` shows, and the files that machines read."""
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,9 @@ from workbook import exams, files, metrics, paths, schemas
 from workbook.errors import BadInput
 from workbook.runs import STAGES
 from workbook.statuses import overall
+
+NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What no XML document may hold (XML 1.0, 2.2): the colours of an engine's last words, say."""
 
 
 def collect() -> list[dict[str, Any]]:
@@ -101,7 +105,7 @@ def junit(found: list[dict[str, Any]]) -> str:
                                 skipped=str(sum(kinds.get(r["status"]) == "skipped" for r in found)))
     for r in found:
         case = ElementTree.SubElement(suite, "testcase", classname="goldbook", name=r["run"], time=f"{r.get('seconds', 0):.1f}")
-        message = f"{r['status']}: {r['sentence']}"
+        message = NOT_XML.sub("", f"{r['status']}: {r['sentence']}")
         if kind := kinds.get(r["status"]):
             ElementTree.SubElement(case, kind, message=message)
         else:

@@ -6,8 +6,11 @@ import numpy as np
 from workbook import machine
 from workbook.goldens import Golden, flat
 
-CLOCK, CLOCK_MOVE = "gpu_clock_mhz", 0.01
-"""A GPU's clock is a suspect once it moved by more than this."""
+CLOCK, MOVE = "gpu_clock_mhz", 0.01
+"""A GPU's clock is a suspect once it moved by more than this, and so is a control."""
+ORDER = ("weights", "model", "packages", "driver", "engine_args", "env", "attention", "machine.gpus", "machine.", "clocks.", "controls.")
+"""The likelier a cause, the earlier it is named, by how the name begins; what is not here comes between the machine and its clocks."""
+LAST = ("machine.kernel", "commit")
 TOLD_ELSEWHERE = ("machine.packages", "machine.git.commit", "machine.driver", "machine.visit")
 """What of the environment the subject has too, or what differs at every visit."""
 
@@ -20,15 +23,21 @@ def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
     before = flat(golden.subject) | flat({"machine": golden.environment})
     after = flat(record["subject"]) | flat({"machine": record["machine"]})
     for name, move in machine.control_moves(golden, record.get("controls", {})).items():
-        if move:
+        if abs(move) > MOVE:
             medians = [np.median(session) * 1e3 for session in golden.controls[name]]
             before[f"controls.{name}"] = f"{min(medians):.1f} to {max(medians):.1f} ms"
             after[f"controls.{name}"] = f"{np.median(record['controls'][name]) * 1e3:.1f} ms"
     for name, (recorded, now) in _clocks(golden, record.get("repetitions", [])).items():
-        if abs(now / recorded - 1) > CLOCK_MOVE:
+        if abs(now / recorded - 1) > MOVE:
             before[f"clocks.{name}"], after[f"clocks.{name}"] = f"{recorded:,.0f} MHz", f"{now:,.0f} MHz"
     return [{"what": name, "golden": str(before.get(name, "absent")), "now": str(after.get(name, "absent"))}
-            for name in sorted(before | after) if before.get(name) != after.get(name) and not name.startswith(TOLD_ELSEWHERE)]
+            for name in sorted(before | after, key=_rank) if before.get(name) != after.get(name) and not name.startswith(TOLD_ELSEWHERE)]
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """Where a difference comes in the list."""
+    places = [place for place, start in enumerate(ORDER) if name.startswith(start)]
+    return (len(ORDER) if name in LAST else min(places, default=ORDER.index("clocks.") - 1)), name
 
 
 def _clocks(golden: Golden, passes: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
