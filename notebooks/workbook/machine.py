@@ -9,7 +9,7 @@ from workbook import controls, goldens, metrics
 
 Samples = dict[str, Sequence[Sequence[float]]]
 
-CHANGED = "the machine itself changed"
+CHANGED, OTHERS = "the machine itself changed", "other processes were at work"
 
 
 def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Samples, judged: Iterable[str] = ()) -> dict[str, Any]:
@@ -29,8 +29,8 @@ def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Sa
     Returns:
         Of each control, as fractions of its time: its `moves` (`control_moves`) and what of them `counts`; how much it
         `slowed` on average (`control_means`) and what of that may be its `share` of a loss, of those that decide. The
-        `tolerance`; `others_pct`; why a loss may be the machine's (`slows`) or be hidden by it (`speeds`), in brief or empty;
-        whether speeds are `comparable`, with neither of them, and if not `why`; a sentence.
+        `tolerance`; `others_pct`; a sentence that says why a loss may be the machine's (`slows`), and one why it may hide one (`speeds`),
+        or empty; whether speeds are `comparable`, with neither of them, and if not `why`, in brief; a sentence on all of it.
     """
     points = {_point(name) for name in judged}
     samples, known = ({name: sessions for name, sessions in side.items() if not points or _point(name) in points}
@@ -65,20 +65,24 @@ def _weighed(moves: dict[str, float], slowed: dict[str, float], others_pct: floa
     deciding = controls.deciding(moves)
     counts = {k: _bounded(k, v, then, now) for k, v in moves.items()}
     shares = {k: max(_bounded(k, slowed[k], then, now), 0.0) for k in deciding}
-    moved = [counts[k] for k in deciding if _ratio(counts[k]) > controls.TOLERANCE]
-    slows, speeds = (CHANGED if any(sign * move > 0 for move in moved) else "" for sign in (1, -1))
-    said = ", ".join(f"{k.removesuffix('_s')} " + (f"{_ratio(v) * 100:.0f} % {'slower' if v > 0 else 'faster'}" if v else "within them")
-                     + (" before the load" if k not in deciding else f" (of which {_ratio(counts[k]) * 100:.0f} % count: the GPUs were busy)" if counts[k] != v else "")
-                     for k, v in moves.items())
-    sentence = f"the fixed work against the golden's sessions: {said or 'the golden has none'}"
-    if moved:
-        may = " and ".join([*(["have caused a loss"] if slows else []), *(["hide one" if slows else "hide a loss"] if speeds else [])])
-        sentence += f"; that is more than {controls.TOLERANCE:.0%}, so {CHANGED} and may {may}"
+    moved = [k for k in deciding if _ratio(counts[k]) > controls.TOLERANCE]
+    slower, faster = (", ".join(_said(k, moves[k], counts[k], 1) for k in moved if sign * counts[k] > 0) for sign in (1, -1))
+    slows = [f"fixed work took longer than in any of the golden's sessions: {slower}, so {CHANGED} and may have caused a loss"] if slower else []
     if others_pct > controls.OTHERS_PCT:
-        slows = slows or "other processes were at work"
-        sentence += f"; other processes took {others_pct:.0f} % of the cores while it was measured (at most {controls.OTHERS_PCT} %) and may have caused a loss"
+        slows += [f"other processes took {others_pct:.0f} % of the cores while it was measured (at most {controls.OTHERS_PCT} %) and may have caused a loss"]
+    speeds = [f"fixed work took less time than in any of the golden's sessions: {faster}, so {CHANGED} and may hide a loss"] if faster else []
+    each = ", ".join(_said(k, v, counts[k]) + (" before the load" if k not in deciding else "") for k, v in moves.items())
     return {"moves": moves, "counts": counts, "slowed": slowed, "share": shares, "tolerance": controls.TOLERANCE, "others_pct": others_pct,
-            "slows": slows, "speeds": speeds, "comparable": not (slows or speeds), "why": slows or speeds, "sentence": sentence}
+            "slows": "; ".join(slows), "speeds": "; ".join(speeds), "comparable": not (slows or speeds), "why": CHANGED if moved else OTHERS if slows else "",
+            "sentence": "; ".join([f"the fixed work against the golden's sessions: {each or 'the golden has none'}", *slows, *speeds])}
+
+
+def _said(control: str, move: float, counts: float, digits: int = 0) -> str:
+    """A control's move in words, and what of it counts where that is less."""
+    name, ratio = control.removesuffix("_s"), f"{_ratio(move) * 100:.{digits}f} %"
+    if round(_ratio(move) * 100, digits) == 0:
+        return f"{name} within them"
+    return f"{name} {ratio} {'slower' if move > 0 else 'faster'}" + (f" (of which {_ratio(counts) * 100:.{digits}f} % count: the GPUs were busy)" if counts != move else "")
 
 
 def _ratio(move: float) -> float:
@@ -102,12 +106,12 @@ def doubted(name: str, outcome: dict[str, Any], found: dict[str, Any]) -> dict[s
     """
     if not metrics.of_makespan(name):
         found = _weighed(found["moves"], found["slowed"], found["others_pct"])
-    why = {"REGRESSED": found["slows"], "INCONCLUSIVE": found["why"], "INVALID": ""}.get(outcome["status"], found["speeds"])
-    doubt = found["sentence"] if why else _share(outcome, found)
-    if not doubt:
+    may = {"REGRESSED": [found["slows"]], "INCONCLUSIVE": [found["slows"], found["speeds"]], "INVALID": []}.get(outcome["status"], [found["speeds"]])
+    doubt = "; ".join(filter(None, may))
+    brief = CHANGED if CHANGED in doubt else OTHERS if doubt else "the machine may have caused it"
+    if not (doubt := doubt or _share(outcome, found)):
         return outcome
-    return outcome | {"status": "INCONCLUSIVE", "sentence": f"{outcome['sentence']}; {doubt}", "without_controls": outcome["status"],
-                      "doubt": why or "the machine may have caused it"}
+    return outcome | {"status": "INCONCLUSIVE", "sentence": f"{outcome['sentence']}; {doubt}", "without_controls": outcome["status"], "doubt": brief}
 
 
 def _share(outcome: dict[str, Any], found: dict[str, Any]) -> str:
