@@ -268,6 +268,15 @@ def metric_table(by_repetition: pd.DataFrame, golden: goldens.Golden | None) -> 
     return table
 
 
+def medians(table: dict[str, dict], gated: dict[str, dict]) -> pd.DataFrame:
+    """The `metric_table` for a reader: what is gated comes first, and what neither side has not at all."""
+    rows = [{"metric": name, "unit": row["unit"], "better": row["direction"], "median": row["median"], "golden": row["golden_median"],
+             "change %": round(100 * (row["median"] / row["golden_median"] - 1), 1) + 0.0 if row["golden_median"] and row["sessions"] else None,
+             "verdict": gated.get(name, {}).get("status", "reported only" if row["sessions"] else "missing here")}
+            for name, row in sorted(table.items(), key=lambda item: item[0] not in gated) if name in gated or pd.notna(row["median"]) or pd.notna(row["golden_median"])]
+    return pd.DataFrame(rows)
+
+
 def complete(exam: Exam, record: dict, status: str, sentence: str, questions: list[dict], table: dict, looks: list[dict],
              right: dict | None, drifted: dict | None, validity: Completeness, golden: goldens.Golden | None, scaled: dict | None = None,
              answers: dict[str, dict | None] | None = None) -> dict[str, Any]:
