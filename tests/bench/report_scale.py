@@ -67,7 +67,11 @@ def measured(place: Path, requests: int, tokens: int, repetitions: int) -> dict[
 def watch(run: subprocess.Popen, peak: list[int]) -> None:
     """Note the highest resident memory of any kernel below the run: Linux keeps it (`VmHWM`), the last look counts."""
     while run.poll() is None:
-        for process in psutil.Process(run.pid).children(recursive=True):
+        try:
+            below = psutil.Process(run.pid).children(recursive=True)
+        except psutil.NoSuchProcess:  # it ended since
+            break
+        for process in below:
             try:
                 if "ipykernel_launcher" in " ".join(process.cmdline()):
                     status = Path(f"/proc/{process.pid}/status").read_text()
