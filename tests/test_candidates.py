@@ -183,7 +183,10 @@ def test_noise_is_told_from_the_first_session_on(exam, folders):
     made = candidate(exam, [[v * (1 + 0.06 * (-1) ** i) for i, v in enumerate(SPEEDS[0])]])
     said = candidates.shortage(made)[0]
     assert said.startswith("1 session; expected at least 3 (make record RUN=x ADD=1 adds some); so far output_tok_s: the smallest loss that a new session of 3 repetitions would show is")
-    assert candidates.shortage(candidate(exam, SPEEDS[:1])) == ["1 session; expected at least 3 (make record RUN=x ADD=1 adds some)"]
+    made = candidate(exam, SPEEDS[:1])
+    assert candidates.shortage(made) == ["1 session; expected at least 3 (make record RUN=x ADD=1 adds some)"]
+    made.metrics["output_tok_s"].sessions = [[]]
+    assert candidates.shortage(made) == ["1 session; expected at least 3 (make record RUN=x ADD=1 adds some)"], "a session without samples of it is told by `problems`"
 
 
 @pytest.mark.parametrize("noise, advised", [(0.06, True), (0.09, False)])

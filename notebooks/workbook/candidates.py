@@ -151,8 +151,8 @@ def _noise(name: str, sessions: list[list[float]], exam: Exam) -> str:
     """What is wrong with a gate's delta, for sessions like these, `SESSIONS` of them or more; empty where nothing is. Still more of
     them are advised only where they would do."""
     gate, count = exam.gates.get(name), min([exam.repetitions, *map(len, sessions)])  # a run has as many as the exam, fewer than a recording
-    if not gate or gate.rule == "band" or not all(value > 0 for samples in sessions for value in samples):
-        return ""
+    if not gate or gate.rule == "band" or not all(value > 0 for samples in sessions for value in samples) or not all(sessions):
+        return ""  # what was not measured, or has no log, is told elsewhere
     seen, with_many = (verdicts.visible((sessions * least)[:max(least, len(sessions))], count, results.prior_sd(name)) for least in (SESSIONS, MANY))
     if seen <= gate.delta:
         return ""

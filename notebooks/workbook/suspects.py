@@ -9,7 +9,7 @@ from workbook.goldens import Golden, flat
 CLOCK, MOVE = "gpu_clock_mhz", 0.01
 """A GPU's clock is a suspect once it moved by more than this, and so is a control."""
 ORDER = ("weights", "model", "packages", "driver", "engine_args", "env", "attention", "machine.gpus", "machine.", "clocks.", "controls.")
-"""The likelier a cause, the earlier it is named, by how the name begins; what is not here comes between the machine and its clocks."""
+"""The likelier a cause, the earlier it is named, by how the name begins; what is not here comes with the rest of the machine."""
 LAST = ("machine.kernel", "commit")
 TOLD_ELSEWHERE = ("machine.packages", "machine.git.commit", "machine.driver", "machine.visit")
 """What of the environment the subject has too, or what differs at every visit."""
@@ -37,7 +37,7 @@ def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
 def _rank(name: str) -> tuple[int, str]:
     """Where a difference comes in the list."""
     places = [place for place, start in enumerate(ORDER) if name.startswith(start)]
-    return (len(ORDER) if name in LAST else min(places, default=ORDER.index("clocks.") - 1)), name
+    return (len(ORDER) if name in LAST else min(places, default=ORDER.index("machine."))), name
 
 
 def _clocks(golden: Golden, passes: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
