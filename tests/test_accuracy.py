@@ -110,10 +110,24 @@ def test_a_fall_is_found_and_noise_is_none(samples, drop):
     assert rates(1000, samples, drop) >= 0.95 and rates(1000, samples, 0.0) <= 0.015
 
 
-def test_no_gate_where_a_fall_cannot_show():
-    golden = np.array([[True]] + [[False]] * 49)
-    found = accuracy.compare(golden, np.zeros((50, 1), dtype=bool))
-    assert found.status == "PASSED" and "not gated" in found.sentence
+@pytest.mark.parametrize("questions, samples, then, now, status", [
+    (1319, 1, 0.91, 0.49, "REGRESSED"), (1319, 1, 0.91, 0.91, "PASSED"), (1319, 4, 0.86, 0.0, "REGRESSED"), (1319, 4, 0.02, 0.0, "REGRESSED"),
+    (1319, 4, 0.02, 0.018, "PASSED"), (1319, 4, 0.005, 0.0, "few"), (50, 1, 0.02, 0.0, "few"), (50, 1, 0.96, 0.5, "REGRESSED"), (40, 1, 0.5, 0.1, "REGRESSED")])
+def test_accuracy_gates_wherever_a_fall_would_show(questions, samples, then, now, status):
+    """Near none and near all too, where there are questions enough."""
+    def of(share):
+        return np.arange(questions * samples).reshape(questions, samples) < share * questions * samples
+    drop = accuracy.compare(of(then), of(now))
+    assert drop.status == ("PASSED" if status == "few" else status) and ("not gated" in drop.sentence) == (status == "few")
+    assert f"points on the same {questions:,} questions" in drop.sentence and drop.drop == pytest.approx(then - now, abs=0.01)
+
+
+@pytest.mark.parametrize("share", [0.015, 0.1, 0.9, 0.985])
+def test_the_same_accuracy_drawn_anew_falls_seldom(share):
+    """One run in a hundred, as between 20 % and 80 %."""
+    rng = np.random.default_rng(5)
+    fell = sum(accuracy.compare(*(rng.random((2, 400, 4)) < share)).status == "REGRESSED" for _ in range(300))
+    assert fell <= 8
 
 
 def test_drift_is_the_mean_difference_of_each_sequence():

@@ -285,7 +285,7 @@ def _accuracy(candidate: Golden, golden: Golden | None) -> accuracy.Drop | None:
     """Whether accuracy fell; None where it is not known: of a golden that grew the answers are those of its first session."""
     if golden and _grown(candidate, golden) or not (golden and golden.correct and candidate.correct and goldens.same_scorer(golden, candidate.scorer)):
         return None
-    return results.fall(np.array(golden.correct, dtype=bool), np.array(candidate.correct, dtype=bool))
+    return accuracy.compare(np.array(golden.correct, dtype=bool), np.array(candidate.correct, dtype=bool))
 
 
 def _worse_answers(candidate: Golden, golden: Golden | None) -> list[str]:

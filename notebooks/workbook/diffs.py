@@ -51,7 +51,7 @@ def compare(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> tup
     gated = results.judge_speed(gates, a, {name: samples.sessions for name, samples in b.metrics.items()}, _machine(a, b, gates))
     parts = [(judged["status"], judged["sentence"]) for judged in gated.values()]
     if a.correct is not None and b.correct is not None and goldens.same_scorer(a, b.scorer):
-        drop = results.fall(np.array(a.correct, dtype=bool), np.array(b.correct, dtype=bool))
+        drop = accuracy.compare(np.array(a.correct, dtype=bool), np.array(b.correct, dtype=bool))
         parts.append((drop.status, f"accuracy {np.mean(b.correct):.1%}, {drop.sentence}"))
     lengths = b.lengths and quality.judge_lengths(np.array(b.lengths), a)
     parts += [(found["status"], found["sentence"]) for found in (quality.judge_rates(quality.tallies(b), a), lengths) if found and found["status"] != "NO_GOLDEN"]

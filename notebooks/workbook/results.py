@@ -1,6 +1,6 @@
 """`result.json`: everything one run found, in one file with a stable schema."""
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -153,25 +153,6 @@ def with_suspects(status: str, sentence: str, differences: list[dict[str, str]])
     return f"{sentence}. Not as they were for the golden: {', '.join(names[:SUSPECTS])}{rest}"
 
 
-def fall(before: np.ndarray, after: np.ndarray) -> accuracy.Drop:
-    """`accuracy.compare`, and beyond its band of the golden's accuracy too where there are questions enough.
-
-    They are where answers that are all wrong would be seen: where that is a point or more, and no chance.
-
-    Args:
-        before, after: right or wrong, arrays of shape (questions, samples), the same questions in order.
-    """
-    drop, share = accuracy.compare(before, after), before.mean()
-    if accuracy.LOWEST <= share <= accuracy.HIGHEST:
-        return drop
-    alpha = accuracy.ALPHA if before.shape[1] == after.shape[1] == 1 else accuracy.ALPHA_SAMPLED
-    points = f"{0.0 - drop.drop * 100:+.1f} points on the same {len(before):,} questions (p = {drop.p:.3f})"
-    if share < accuracy.SMALLEST_DROP or accuracy.compare(before, np.zeros_like(after)).p >= alpha:
-        return replace(drop, sentence=f"{points}; not gated: with {share:.0%} right in the golden, so few questions cannot show a fall")
-    worse = drop.p < alpha and drop.drop >= accuracy.SMALLEST_DROP
-    return replace(drop, status="REGRESSED" if worse else "PASSED", sentence=points)
-
-
 def judge_accuracy(scores: pd.DataFrame, golden: goldens.Golden | None, scorer: str | None = None) -> dict[str, Any]:
     """Accuracy with its interval and, with a golden whose answers the same scorer judged, the change on the same questions."""
     correct = goldens.correctness(scores)
@@ -181,7 +162,7 @@ def judge_accuracy(scores: pd.DataFrame, golden: goldens.Golden | None, scorer: 
         found["sentence"] += f"; not held against the golden's, which {golden.scorer} judged and not {scorer}"
     elif golden and golden.correct is not None:
         before = np.array(golden.correct, dtype=bool)
-        drop, known = fall(before, correct), accuracy.estimate(before)
+        drop, known = accuracy.compare(before, correct), accuracy.estimate(before)
         found |= {"status": drop.status, "change": -drop.drop, "p": drop.p, "golden": known.value, "golden_low": known.low, "golden_high": known.high,
                   "sentence": f"accuracy {found['value']:.1%}, {drop.sentence}"}
     return found
