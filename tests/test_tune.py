@@ -54,7 +54,7 @@ def planned(rounds=1, only=""):
     return tuning.read("tiny")
 
 
-def visited(found, name, speed, control=0.1, share=20.0, **columns):
+def visited(found, name, speed, control=0.1, share=20.0, measured=None, **columns):
     """Leave what generate.ipynb leaves of a visit at so many tokens a second at the largest point: three repetitions,
     1 % of noise; alone a request gets four times of what it gets among four, less a tenth."""
     folder = paths.tune_folder("tiny") / "visits" / name
@@ -69,7 +69,7 @@ def visited(found, name, speed, control=0.1, share=20.0, **columns):
                       "output_tokens": 20, "finish_reason": "length", "arrival_s": 0.0, "queued_s": 0.0, "scheduled_s": 0.0, "first_token_s": ends / 4,
                       "last_token_s": ends, "finished_s": ends} for i in range(point)]
             passes.append({"session": 1, "repetition": repetition, "point": point, "counters": {}, "behind": "",
-                           "measured": {"startup_s": 9.0} if (repetition, point) == (1, 1) else {}})
+                           "measured": (measured or {}) | ({"startup_s": 9.0} if (repetition, point) == (1, 1) else {})})
     pd.DataFrame(rows).assign(**columns).to_parquet(place / "requests.parquet")
     pd.DataFrame({"answer": ["x"] * 4}).to_parquet(place / "generations.parquet")
     bound = [{"point": point, "bound": "host-bound", "busy_pct": 50.0, "bandwidth_pct": share, "compute_pct": share / 10, "sentence": ""} for point in (1, 4)]
@@ -252,10 +252,23 @@ def test_a_setting_that_met_another_machine_is_not_called_faster(tiny):
     for name in tuning.order(list(found.settings), 1):
         visited(found, name, SPEEDS[tuning.setting_of(name)], control=0.05 if "seqs-8" in name else 0.1)
     found = tuning.read("tiny")
-    assert found.against("seqs-8").status == "IMPROVED" and found.moved("seqs-8") == "host 50% faster" and found.best == "async"
-    assert found.outcome("seqs-8").endswith(" while the machine had changed (host 50% faster)")
+    assert found.against("seqs-8").status == "IMPROVED" and found.moved("seqs-8") == "host 100% faster" and found.best == "async"
+    assert found.outcome("seqs-8").endswith(" while the machine had changed (host 100% faster)")
     table = tuning.reading_table(found, tuning.point_table(found))
     assert list(table[table.setting == "seqs-8"].valid) == ["yes, machine changed"]
+
+
+@pytest.mark.parametrize("control, speed, busy, best", [
+    (0.12, 1300, None, "seqs-8"), (0.075, 1740, None, "seqs-8"), (0.075, 1340, None, "untuned"), (0.095, 1100, None, "seqs-8"),
+    (0.05, 1300, 90.0, "seqs-8"), (0.05, 1100, 90.0, "untuned"), (0.05, 1300, 40.0, "untuned")],
+    ids=["slower", "faster by less than the gain", "by as much", "within the tolerance", "under a busy GPU", "by as much as it waits", "under one that waits"])
+def test_what_the_machine_gave_is_taken_off(tiny, control, speed, busy, best):
+    found = planned()
+    for name in tuning.order(list(found.settings), 1):
+        tuned = "seqs-8" in name
+        visited(found, name, speed if tuned else 1000, control=control if tuned else 0.1, measured={} if busy is None else {"gpu_busy_pct": busy})
+    found = tuning.read("tiny")
+    assert found.best == best and bool(found.moved("seqs-8")) is (best == "untuned")
 
 
 def test_where_the_machine_moved_under_all_of_them_nothing_is_said(tiny):

@@ -63,9 +63,9 @@ def control_means(golden: goldens.Golden, *measured: dict[str, list[float]]) -> 
 def _weighed(moves: dict[str, float], slowed: dict[str, float], others_pct: float, then: float = 1.0, now: float = 1.0) -> dict[str, Any]:
     """As `judge`, with the GPUs idle for these shares of the time, for the golden and now; 1: all of what moved counts."""
     deciding = controls.deciding(moves)
-    counts = {k: _bounded(k, v, then, now) for k, v in moves.items()}
-    shares = {k: max(_bounded(k, slowed[k], then, now), 0.0) for k in deciding}
-    moved = [k for k in deciding if _ratio(counts[k]) > controls.TOLERANCE]
+    counts = {k: bounded(k, v, then, now) for k, v in moves.items()}
+    shares = {k: max(bounded(k, slowed[k], then, now), 0.0) for k in deciding}
+    moved = [k for k in deciding if ratio(counts[k]) > controls.TOLERANCE]
     slower, faster = (", ".join(_said(k, moves[k], counts[k], 1) for k in moved if sign * counts[k] > 0) for sign in (1, -1))
     slows = [f"fixed work took longer than in any of the golden's sessions: {slower}, so {CHANGED} and may have caused a loss"] if slower else []
     if others_pct > controls.OTHERS_PCT:
@@ -79,18 +79,18 @@ def _weighed(moves: dict[str, float], slowed: dict[str, float], others_pct: floa
 
 def _said(control: str, move: float, counts: float, digits: int = 0) -> str:
     """A control's move in words, and what of it counts where that is less."""
-    name, ratio = control.removesuffix("_s"), f"{_ratio(move) * 100:.{digits}f} %"
-    if round(_ratio(move) * 100, digits) == 0:
+    name, by = control.removesuffix("_s"), ratio(move) * 100
+    if round(by, digits) == 0:
         return f"{name} within them"
-    return f"{name} {ratio} {'slower' if move > 0 else 'faster'}" + (f" (of which {_ratio(counts) * 100:.{digits}f} % count: the GPUs were busy)" if counts != move else "")
+    return f"{name} {by:.{digits}f} % {'slower' if move > 0 else 'faster'}" + (f" (of which {ratio(counts) * 100:.{digits}f} % count: the GPUs were busy)" if counts != move else "")
 
 
-def _ratio(move: float) -> float:
+def ratio(move: float) -> float:
     """By how much the slower of two is slower, as a fraction, for a move in either direction."""
     return math.expm1(abs(math.log1p(move)))
 
 
-def _bounded(control: str, move: float, then: float, now: float) -> float:
+def bounded(control: str, move: float, then: float, now: float) -> float:
     """What of a control's move can be the load's, with the GPUs idle for these shares of the time, for the golden and now."""
     return move if control.startswith("device") else float(np.clip(move, -then, now / max(1 - now, 1e-9)))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbook import controls, files, metrics, paired, params, paths, roofline, sweeps, verdicts
+from workbook import controls, files, machine, metrics, paired, params, paths, roofline, sweeps, verdicts
 from workbook.errors import BadInput
 from workbook.paired import Visit
 from workbook.params import Exam
@@ -102,21 +102,34 @@ class Tuning:
 
     def moved(self, setting: str) -> str:
         """How the machine itself differed from the untuned run's visits, in words, where one of the controls lies outside
-        theirs by more than is tolerated, so that the speeds do not compare; else empty. Of several visits the middle counts."""
-        found = []
+        theirs by more than is tolerated and a gain may be its own (`gained`); else empty."""
+        found = [f"{name.removesuffix('_s')} {machine.ratio(move):.0%} {'slower' if move > 0 else 'faster'}"
+                 for name, move in self._moves(setting).items() if machine.ratio(move) > controls.TOLERANCE]
+        return ", ".join(found) if not self.gained(setting) else ""
+
+    def gained(self, setting: str) -> bool:
+        """Whether a setting is certainly faster, whatever the machine gave: beyond the tolerance that is as much as the fixed work is
+        faster that is faster most, under GPUs no more than the time in which those waited for the untuned run. A slower
+        machine gives nothing."""
+        against, given = self.against(setting), max((machine.ratio(move) for move in self._moves(setting).values() if move < 0), default=0.0)
+        return against.status == "IMPROVED" and (given <= controls.TOLERANCE or against.low > (1 + given) * (1 + MARGIN))
+
+    def _moves(self, setting: str) -> dict[str, float]:
+        """Of each control that decides, how far it lies outside the untuned run's visits (`controls.move`), and of that what counts
+        (`machine.bounded`). Of several visits the middle counts."""
+        then, now = (1 - busy / 100 if math.isfinite(busy := self.median(which, metric_at(metrics.BUSY, max(self.untuned.points, default=0)))) else 1.0
+                     for which in (UNTUNED, setting))
+        found = {}
         for name in controls.deciding(self.of(UNTUNED)[0].record["controls"]):
             known, now_s = ([float(np.median(v.record["controls"][name])) for v in self.of(which)] for which in (UNTUNED, setting))
-            move = controls.move(float(np.median(now_s)), known)
-            if abs(np.log1p(move)) > np.log1p(controls.TOLERANCE):
-                found.append(f"{name.removesuffix('_s')} {abs(move):.0%} {'slower' if move > 0 else 'faster'}")
-        return ", ".join(found)
+            found[name] = machine.bounded(name, controls.move(float(np.median(now_s)), known), then, now)
+        return found
 
     @property
     def faster(self) -> list[str]:
-        """The settings that are certainly faster than the untuned run, the fastest first: the machine was the same, and
-        even the lower end of the interval is above the margin."""
-        found = {name: self.against(name) for name in self.valid if UNTUNED in self.valid and name != UNTUNED and not self.moved(name)}
-        return sorted((name for name, a in found.items() if a.status == "IMPROVED"), key=lambda name: -found[name].ratio)
+        """The settings that are certainly faster than the untuned run (`gained`), the fastest first."""
+        found = {name: self.against(name) for name in self.valid if UNTUNED in self.valid and name != UNTUNED and self.gained(name)}
+        return sorted(found, key=lambda name: -found[name].ratio)
 
     @property
     def best(self) -> str:
