@@ -77,6 +77,30 @@ def test_what_the_client_takes_of_a_core_is_its_own_work_in_the_pass(scripted):
     assert 0 < done.measured["client_cpu_pct"] < 100 * 0.5 / (done.finished - done.arrival), done.measured
 
 
+METRICS = """# TYPE vllm:num_preemptions_total counter
+vllm:num_preemptions_total{engine="0"} 2.0
+vllm:num_preemptions_total{engine="1"} 3.0
+vllm:num_preemptions_created{engine="0"} 1.7e9
+# TYPE vllm:kv_cache_usage_perc gauge
+vllm:kv_cache_usage_perc{engine="0"} 0.5
+# TYPE vllm:request_queue_time_seconds histogram
+vllm:request_queue_time_seconds_bucket{engine="0",le="0.3"} 1.0
+vllm:request_queue_time_seconds_bucket{engine="0",le="+Inf"} 4.0
+vllm:request_queue_time_seconds_count{engine="0"} 4.0
+vllm:request_queue_time_seconds_sum{engine="0"} 12.5
+vllm:request_queue_time_seconds_created{engine="0"} 1.7e9
+# TYPE vllm:e2e_request_latency_seconds histogram
+vllm:e2e_request_latency_seconds_bucket{engine="0",le="+Inf"} 4.0
+vllm:e2e_request_latency_seconds_sum{engine="0"} 99.0
+"""
+
+
+def test_the_counters_of_all_servers_are_summed(scripted, monkeypatch):
+    engine = http.HttpEngine(exam(scripted.url), [scripted.url] * 2)
+    monkeypatch.setattr(http.httpx, "get", lambda url, **_: http.httpx.Response(200, text=METRICS, request=http.httpx.Request("GET", url)))
+    assert engine.counters() == {"vllm:num_preemptions": 10.0, "vllm:kv_cache_usage_perc": 1.0, "vllm:request_queue_time_seconds": 25.0}
+
+
 def test_goodput_counts_requests_within_every_limit(scripted):
     _, _, frame = measured(scripted.url, load="batch")
     one = frame[frame.repetition == 1]

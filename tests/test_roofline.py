@@ -207,6 +207,18 @@ def test_a_host_that_is_the_bound_is_named_by_its_processes(monkeypatch):
     assert diagnosis.diagnose(waiting)[0] == "host-bound", "the queue is behind the core"
 
 
+def test_a_server_says_how_long_its_requests_waited(monkeypatch):
+    """Not of each: it keeps the seconds of all of them."""
+    monkeypatch.setattr(platforms, "gpus", lambda: (platforms.Gpu(0, "G", 1),))
+    untimed = load(FULL * 2).assign(queued_s=nan, scheduled_s=nan)
+    done = [one(dict(zip(roofline.SHARES, (20.0, 10.0), strict=True)) | {"engine_core_cpu_pct": 90.0}, dict(zip(metrics.SECONDS, (40.0, 60.0), strict=True)))]
+    found = diagnosis.evidence(exam(engine_args={"max_num_seqs": 8}), untimed, done, {"gpu0_busy_pct": 92.0}, ROOF)
+    assert found.queue_pct == pytest.approx(40)
+    kind, sentence = diagnosis.diagnose(found)
+    assert kind == "queue-bound" and "requests wait for the scheduler 40 % of their time" in sentence and "the busiest engine core used 90 %" in sentence
+    assert "requests sent and not answered on average, 8 of which may run at once; GPU 92 % busy" in sentence
+
+
 def test_the_device_is_the_gpu_where_there_is_one(monkeypatch):
     monkeypatch.setattr(platforms, "gpus", lambda: (platforms.Gpu(0, "G", 1), platforms.Gpu(1, "G", 1)))
     found = diagnosis.evidence(exam(), load(FULL), [one()], {"cpu_busy_pct": 5.0, "gpu0_busy_pct": 90.0, "gpu1_busy_pct": 70.0}, ROOF)

@@ -74,16 +74,19 @@ def diagnose(e: Evidence) -> tuple[str, str]:
     kind = _kind(e)
     busy = f"{e.device} {e.busy_pct:.0f} % busy" if isfinite(e.busy_pct) else f"{e.device} not sampled"
     under_way = f"{e.in_flight:,.1f} requests under way on average" + (f", of {e.slots:,} that may run at once" if e.slots else "")
+    if e.in_flight > e.slots > 0:
+        under_way = f"{e.in_flight:,.1f} requests sent and not answered on average, {e.slots:,} of which may run at once"
     waits = [f"requests wait for the scheduler {e.queue_pct:.0f} % of their time"] * isfinite(e.queue_pct)
+    hosts = _processes(e) if max((share for _, share in e.processes), default=0.0) >= CORE_PCT else []
     said = {
         BANDWIDTH: [_roofs(e)],
         COMPUTE: [_roofs(e)],
-        QUEUE: [*waits, f"{e.preempted:.2g} preemptions a request", under_way, _roofs(e)],
+        QUEUE: [*waits, f"{e.preempted:.2g} preemptions a request", under_way, busy, *hosts, _roofs(e)],
         CLIENT: [f"the process that sends the requests and takes the answers (with engine async it is vLLM's front end too) used {e.client_pct:.0f} % of a core",
                  f"{busy} with {under_way}", _roofs(e)],
         STARVED: [under_way, *([f"none {e.idle_pct:.0f} % of the time"] if e.idle_pct >= 1 else []), busy, _roofs(e)],
         HOST: [f"{busy} with {under_way}", *_processes(e), _roofs(e)],
-        LATENCY: [f"{busy}, yet far from both roofs: small or slow kernels, or waits inside them", under_way, _roofs(e)],
+        LATENCY: [f"{busy}, yet far from both roofs: small or slow kernels, or waits inside them", under_way, *hosts, _roofs(e)],
         UNKNOWN: [busy, under_way, _roofs(e)],
     }
     return kind, f"{kind}: {'; '.join(said[kind])}"
@@ -150,7 +153,7 @@ def evidence(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], bus
         busy_pct=(float(np.mean(gpus)) if gpus else busy.get("cpu_busy_pct", nan)) if local else nan,
         in_flight=float((ended.last_token_s - ended.arrival_s).sum()) / makespan,
         idle_pct=100 * max(0.0, 1 - in_use / spans),
-        queue_pct=_queue_pct(requests),
+        queue_pct=_queue_pct(requests, done),
         preempted=sum(r.counters.get("vllm:num_preemptions", 0) for r in done) / max(1, len(requests)),
         client_pct=float(np.median([r.measured.get(metrics.CLIENT, nan) for r in done])),
         processes=tuple((name, share) for name in metrics.PROCESSES if isfinite(share := float(np.median([r.measured.get(f"{name}_cpu_pct", nan) for r in done])))),
@@ -168,10 +171,14 @@ def _occupied(rows: pd.DataFrame) -> tuple[float, float]:
     return span - float(gaps.sum()), span
 
 
-def _queue_pct(requests: pd.DataFrame) -> float:
-    """NaN where the engine gave no times of its scheduler."""
+def _queue_pct(requests: pd.DataFrame, done: Sequence[Repetition]) -> float:
+    """NaN where the engine gave no times of its scheduler, neither of each request nor, as a server, of all together."""
     inside = (requests.last_token_s - requests.queued_s).sum()
-    return float(100 * (requests.scheduled_s - requests.queued_s).sum() / inside) if inside > 0 else nan
+    waited = (requests.scheduled_s - requests.queued_s).sum()
+    if not inside > 0:
+        waited, running = (sum(r.counters.get(name, 0.0) for r in done) for name in metrics.SECONDS)
+        inside = waited + running
+    return float(100 * waited / inside) if inside > 0 else nan
 
 
 def of_run(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], samples: pd.DataFrame, roof: roofline.Calibration | None,

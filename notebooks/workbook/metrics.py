@@ -66,6 +66,8 @@ METRICS = {
 THROUGHPUT = "output_tok_s"
 OF_MAKESPAN = (THROUGHPUT, "output_tok_s_per_accelerator", "total_tok_s", "requests_s", "makespan_s")
 """Speeds that are the makespan's: what delays a request and not the last one costs them nothing."""
+SECONDS = ("vllm:request_queue_time_seconds", "vllm:request_inference_time_seconds")
+"""Histograms of a server whose sums say what its requests spent waiting for the scheduler, and after that."""
 OTHERS, CLIENT, BUSY = "others_cpu_pct", "client_cpu_pct", "gpu_busy_pct"
 
 

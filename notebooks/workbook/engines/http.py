@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from workbook import arrivals, client
+from workbook import arrivals, client, metrics
 from workbook.engines.base import Answer, Request
 from workbook.errors import BadInput
 from workbook.params import Exam
@@ -75,7 +75,7 @@ class HttpEngine:
                       None, None, reply.first_token, reply.last_token, replica, request.arrival, reply.chunk_times)
 
     def counters(self) -> dict[str, float]:
-        """The servers' own counters by name, summed over labels and servers; empty where they publish none."""
+        """The servers' own counters by name, summed over labels and servers, and the seconds of `metrics.SECONDS`; empty where they publish none."""
         from prometheus_client.parser import text_string_to_metric_families
         totals: dict[str, float] = {}
         for url in self._urls:
@@ -84,9 +84,11 @@ class HttpEngine:
             except httpx.HTTPError:
                 continue
             for family in text_string_to_metric_families(text):
-                if family.type in ("counter", "gauge"):
-                    total = sum(s.value for s in family.samples if not s.name.endswith("_created"))
-                    totals[family.name] = totals.get(family.name, 0.0) + total
+                samples = [s for s in family.samples if not s.name.endswith("_created")]
+                if family.type == "histogram":  # its sum: the seconds of all requests
+                    samples = [s for s in samples if s.name.endswith("_sum")]
+                if family.type in ("counter", "gauge") or family.name in metrics.SECONDS:
+                    totals[family.name] = totals.get(family.name, 0.0) + sum(s.value for s in samples)
         return totals
 
     @property
