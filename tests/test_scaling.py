@@ -33,10 +33,20 @@ def found(asked=None, **changes):
 
 def test_a_stored_result_on_one_gpu(folders):
     store("x@gpu1")
-    assert found() == {"accelerators": 2, "against": "x@gpu1", "when": "2026-05-01T10:00:00+00:00", "points": {
+    assert found() == {"accelerators": 2, "against": "x@gpu1", "when": "2026-05-01T10:00:00+00:00", "unlike": "", "points": {
         "output_tok_s@8": {"speedup": 1.0, "efficiency": 0.5}, "output_tok_s@64": {"speedup": 1.9, "efficiency": 0.95}}, "each": {}}
     assert scaling.sentence(found()) == "2 GPUs give 1.90 × one (95% efficiency), against x@gpu1 of 2026-05-01"
     assert scaling.sentence(None) == ""
+
+
+def test_other_software_is_said_and_comes_last(folders):
+    """After an upgrade it would be the upgrade that scales."""
+    new = record(exam(), 2)["subject"] | {"packages": {"vllm": "0.30.0", "torch": "2.11"}, "driver": "600"}
+    old = record(exam("gpu1"), 1)["subject"] | {"packages": {"vllm": "0.26.0", "torch": "2.11"}, "driver": "580"}
+    store("x@gpu1", subject=old)
+    assert scaling.sentence(found(subject=new)).endswith("against x@gpu1 of 2026-05-01, which had driver 580 (now 600), vllm 0.26.0 (now 0.30.0)")
+    store("x@gpu1-b", subject=record(exam("gpu1"), 1)["subject"] | {k: new[k] for k in ("packages", "driver")}, finished="2026-04-01T10:00:00+00:00")
+    assert (found(subject=new)["against"], found(subject=new)["unlike"]) == ("x@gpu1-b", "")
 
 
 def test_the_same_load_on_each(folders):

@@ -24,10 +24,12 @@ class One:
         what: the run, or the golden, for the reader.
         when: when it was measured, ISO 8601.
         medians: of its metrics, by name.
+        unlike: its versions that are others than this run's, in words; empty where none is.
     """
     what: str
     when: str
     medians: dict[str, float]
+    unlike: str = ""
 
 
 def against_one(exam: Exam, record: dict[str, Any], medians: dict[str, float]) -> dict[str, Any] | None:
@@ -35,7 +37,7 @@ def against_one(exam: Exam, record: dict[str, Any], medians: dict[str, float]) -
     used fewer than two, or nothing comparable is at hand.
 
     The latest valid result of another variant of the exam's file on one GPU of the kind counts, else such a variant's
-    golden. The work, the prompts, the model, its weights, the environment and the engine's arguments have to be the
+    golden; one of the same packages and driver before one of others, which is said. The work, the prompts, the model, its weights, the environment and the engine's arguments have to be the
     same, apart from replicas and parallel sizes, and from the points of a sweep of batches of random prompts.
 
     Args:
@@ -43,7 +45,7 @@ def against_one(exam: Exam, record: dict[str, Any], medians: dict[str, float]) -
         medians: the run's metrics by name, medians over its repetitions.
 
     Returns:
-        accelerators, against, when; `points`: for each point of a sweep (`output_tok_s@32`, or `output_tok_s`) that one
+        accelerators, against, when, unlike; `points`: for each point of a sweep (`output_tok_s@32`, or `output_tok_s`) that one
         accelerator was asked too, its speedup and efficiency; `each`: for each point of which one accelerator was asked
         that accelerator's share (`of`, its metric), likewise.
     """
@@ -57,7 +59,7 @@ def against_one(exam: Exam, record: dict[str, Any], medians: dict[str, float]) -
     points = {name: held(name, name) for name in names if one.medians.get(name)}
     shares = {name: f"{metrics.THROUGHPUT}@{int(point) // gpus}" for name in names if (point := name.partition("@")[2]) and int(point) % gpus == 0}
     each = {name: {"of": of} | held(name, of) for name, of in shares.items() if one.medians.get(of)}
-    return {"accelerators": gpus, "against": one.what, "when": one.when, "points": points, "each": each} if points or each else None
+    return {"accelerators": gpus, "against": one.what, "when": one.when, "unlike": one.unlike, "points": points, "each": each} if points or each else None
 
 
 def sentence(found: dict[str, Any] | None) -> str:
@@ -69,7 +71,7 @@ def sentence(found: dict[str, Any] | None) -> str:
     name = metrics.headline(points)
     load = f" with {points[name]['of'].partition('@')[2]} on each" if found["each"] else ""
     return (f"{found['accelerators']} GPUs give {points[name]['speedup']:.2f} × one{load} ({points[name]['efficiency']:.0%} efficiency), "
-            f"against {found['against']} of {found['when'][:10]}")
+            f"against {found['against']} of {found['when'][:10]}{found['unlike'] and ', which had ' + found['unlike']}")
 
 
 def table(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -87,14 +89,15 @@ def _stored(exam: Exam, record: dict[str, Any]) -> One | None:
             other, result = (files.read_json(folder / name) for name in ("run.json", "result.json"))
             same = _stem(folder.name) == _stem(exam.run) and _is_same_work(exam, record, goldens.key_of(other), other["subject"], _points(result["metrics"]))
             if same and result["status"] != "INVALID" and result["metrics"]:
-                found.append(One(folder.name, other["finished"], {name: row["median"] for name, row in result["metrics"].items()}))
+                found.append(One(folder.name, other["finished"], {name: row["median"] for name, row in result["metrics"].items()}, _unlike(other["subject"], record["subject"])))
         except (BadInput, KeyError, TypeError):  # a run that did not get to its end has no such files, or less in them
             continue
-    return max(found, key=lambda one: one.when, default=None)
+    return max(found, key=lambda one: (not one.unlike, one.when), default=None)
 
 
 def _golden(exam: Exam, record: dict[str, Any]) -> One | None:
     """The golden of a variant on one GPU."""
+    found = []
     for path in sorted((paths.goldens() / _one_of(record)).glob(f"{_stem(exam.run)}*.json")):
         try:
             golden = goldens.read(path)
@@ -102,8 +105,8 @@ def _golden(exam: Exam, record: dict[str, Any]) -> One | None:
             continue
         if _stem(golden.run) == _stem(exam.run) and _is_same_work(exam, record, golden.key, golden.subject, _points(golden.metrics)):
             medians = {name: float(np.median(np.concatenate(samples.sessions))) for name, samples in golden.metrics.items()}
-            return One(f"the golden of {golden.run}", golden.recorded[-1], medians)
-    return None
+            found.append(One(f"the golden of {golden.run}", golden.recorded[-1], medians, _unlike(golden.subject, record["subject"])))
+    return min(found, key=lambda one: bool(one.unlike), default=None)
 
 
 def _is_same_work(exam: Exam, record: dict[str, Any], key: goldens.Key, subject: dict[str, Any], points: list[int]) -> bool:
@@ -127,6 +130,12 @@ def _points(names: Iterable[str]) -> list[int]:
 def _unspread(subject: dict[str, Any]) -> tuple:
     arguments = {k: v for k, v in subject["engine_args"].items() if not k.startswith(PARALLEL)}
     return subject["model"], subject["weights_sha256"], subject["env"], arguments
+
+
+def _unlike(one: dict[str, Any], now: dict[str, Any]) -> str:
+    """What of the software is not as it is now, in words."""
+    before, after = (side.get("packages", {}) | {"driver": side.get("driver")} for side in (one, now))
+    return ", ".join(f"{name} {before.get(name)} (now {after.get(name)})" for name in sorted(before | after) if before.get(name) != after.get(name))
 
 
 def _one_of(record: dict[str, Any]) -> str:
