@@ -288,6 +288,13 @@ def _accuracy(candidate: Golden, golden: Golden | None) -> accuracy.Drop | None:
     return accuracy.compare(np.array(golden.correct, dtype=bool), np.array(candidate.correct, dtype=bool))
 
 
+def worse(session: Golden, candidate: Golden) -> list[str]:
+    """In what the answers of a new session are worse than those of a candidate that it would be added to, a sentence each: the
+    candidate keeps those of its first session, so nobody would see it later."""
+    right = _accuracy(session, candidate)
+    return ([f"accuracy {right.sentence}"] if right and right.status == "REGRESSED" else []) + _worse_answers(session, candidate)
+
+
 def _worse_answers(candidate: Golden, golden: Golden | None) -> list[str]:
     """Rates of degeneration that rose in the sessions that are not the golden's own, and lengths that moved, a sentence each."""
     rates = quality.tallies(candidate)
