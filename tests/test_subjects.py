@@ -42,6 +42,27 @@ def test_a_model_without_a_template(tmp_path):
         tokens.Tokenizer(tmp_path).chat("hello")
 
 
+@pytest.mark.parametrize("template, text", [
+    ("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}!", "hello!"),
+    ("{{ strftime_now('%d %B %Y') }}: {{ messages[0].content }}", "01 January 2026: hello"),
+    ("{% if strftime_now is defined %}today{% else %}26 Jul 2024{% endif %}", "26 Jul 2024"),
+    ("{% unheard_of %}", "cannot be rendered (TemplateSyntaxError: Encountered unknown tag 'unheard_of'."),
+    ("{{ raise_exception('system first') }}", "cannot be rendered (TemplateError: system first); expected one that transformers documents, or false")],
+    ids=["marks for training", "a date", "a date if there is one", "not Jinja", "refuses"])
+def test_templates_as_models_have_them(tmp_path, template, text):
+    """With what transformers gives them; the date is the same every day, or the prompts would not be."""
+    for path in embedded.prepare().iterdir():
+        if path.name != "chat_template.jinja" and path.suffix == ".json":
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    if "cannot" not in text:
+        assert tokens.Tokenizer(tmp_path).chat("hello") == text
+    else:
+        with pytest.raises(BadInput) as refused:
+            tokens.Tokenizer(tmp_path).chat("hello")
+        assert text in str(refused.value)
+
+
 @pytest.mark.parametrize("values", [
     {"subject": "chain_sum", "subject_args": ONE_DIGIT}, {"subject": "gsm_symbolic", "scorers": ["numeric"]},
     {"subject": "sharegpt", "chat_template": False, "max_tokens": 0},

@@ -3,11 +3,16 @@
 transformers does the same and imports torch for it: four seconds and 300 MB for what two small libraries
 do. The tests hold both to the same results.
 """
+import datetime
 import json
 from pathlib import Path
 from typing import Any
 
 from workbook.errors import BadInput
+
+
+TODAY = datetime.date(2026, 1, 1)
+"""What a chat template is told that cannot do without a date: one, or the prompts would be others every day."""
 
 
 class Tokenizer:
@@ -54,12 +59,23 @@ class Tokenizer:
         """A user's message in the model's chat template, up to where the answer begins.
 
         Raises:
-            BadInput: the folder has no template.
+            BadInput: the folder has no template, or one that cannot be rendered.
         """
-        if self._template is None:
-            self._template = _compiled(self._folder, self._config)
+        from jinja2.exceptions import TemplateError, UndefinedError
         named = {k: _content(v) for k, v in self._config.items() if k.endswith("_token") and v}
-        return self._template.render(messages=[{"role": "user", "content": text}], add_generation_prompt=True, **named)
+        given = {"messages": [{"role": "user", "content": text}], "add_generation_prompt": True} | named
+        try:
+            if self._template is None:
+                self._template = _compiled(self._folder, self._config)
+            try:
+                return self._template.render(given)
+            except UndefinedError as error:  # most that know this function do without it
+                if "strftime_now" not in str(error):
+                    raise
+                return self._template.render(given, strftime_now=TODAY.strftime)
+        except TemplateError as error:
+            raise BadInput(f"key 'chat_template' is true: the chat template in {self._folder} cannot be rendered ({type(error).__name__}: {error}); expected one "
+                           "that transformers documents, or false") from None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -73,7 +89,7 @@ def _content(token: Any) -> str:
 def _compiled(folder: Path, config: dict[str, Any]):
     """The chat template in the sandbox that transformers documents for it ("Writing a chat template")."""
     from jinja2.exceptions import TemplateError
-    from jinja2.ext import loopcontrols
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     path = folder / "chat_template.jinja"
     source = path.read_text() if path.exists() else config.get("chat_template")
@@ -84,7 +100,15 @@ def _compiled(folder: Path, config: dict[str, Any]):
 
     def refuse(message: str):
         raise TemplateError(message)
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+
+    class Generation(Extension):
+        """`{% generation %}` marks for training what the assistant says, and changes no text."""
+        tags = {"generation"}
+
+        def parse(self, parser):
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     environment.globals["raise_exception"] = refuse
     return environment.from_string(source)
