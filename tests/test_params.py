@@ -82,6 +82,7 @@ WRONG = [
     ({"subject_path": "x"}, "parameters: key 'subject_path' is 'x': subject 'chain_sum' is generated; expected '', or one of the subjects gsm8k, jsonl, sharegpt"),
     ({"input_len": 5}, "parameters: key 'input_len' is 5: subject 'chain_sum' has lengths of its own; expected 0, or subject 'random'"),
     (RANDOM | {"input_len": 0}, "parameters: key 'input_len' is 0: subject 'random' is made to length; expected 1 or more"),
+    (RANDOM | {"max_tokens": 64}, "parameters: key 'max_tokens' is 64 and key 'output_len' is 4: subject 'random' is made to length; expected max_tokens: 0"),
     (RANDOM | {"chat_template": True}, "parameters: key 'chat_template' is true: subject 'random' is token ids, not text; expected false"),
     (RANDOM | {"scorers": ["numeric"]}, "parameters: key 'scorers' is ['numeric']: subject 'random' has no right answers; expected []"),
     ({"variants": {"a": {}, "b": {}}}, "parameters: key 'variants' makes this file into several runs; expected the flat parameters of one of x@a, x@b "

@@ -1,4 +1,5 @@
 """Exams as files: params/*.yaml, their variants, and what overrides them."""
+import ast
 import re
 import shlex
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from workbook import params, paths
+from workbook import files, params, paths
 from workbook.errors import BadInput
 from workbook.params import Exam, Place, nearest
 
@@ -116,6 +117,31 @@ def parse_set(text: str, model: str = "", source: str = "SET") -> Written:
             nested = {name: nested}
         written = Written(nested, part.places).over(written)
     return Written({"model": model}, {("model",): Place("MODEL")}).over(written) if model else written
+
+
+def stated(exam: Exam) -> Exam:
+    """The exam, if what its run's file leaves out is what it is for that file, and not generate.ipynb's own values.
+
+    Papermill lays a file over the notebook's parameters cell, which holds another exam's.
+
+    Raises:
+        BadInput: it did so with a file that does not state them all.
+    """
+    if not _file(exam.run).is_file():
+        return exam
+    written, own = resolve(exam.run).values, params.check(_notebooks_own(), "generate.ipynb")
+    other = [key for key, field in Exam.model_fields.items() if key not in written and getattr(own, key) != field.get_default(call_default_factory=True)]
+    if other and all(getattr(exam, key) == getattr(own, key) for key in other):
+        raise BadInput(f"params/{_file(exam.run).name}: {', '.join(other)} are not stated, and would be those of the notebook's own exam ({own.run}); "
+                       f"expected a file that states every key: python -m workbook params {exam.run} prints it")
+    return exam
+
+
+def _notebooks_own() -> dict[str, Any]:
+    """What the parameters cell of generate.ipynb holds."""
+    cells = files.read_json(paths.NOTEBOOKS / "generate.ipynb")["cells"]
+    (source,) = ("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", ()))
+    return {node.target.id: ast.literal_eval(node.value) for node in ast.parse(source).body}
 
 
 def flat(exam: Exam) -> str:

@@ -135,6 +135,8 @@ class Exam(Section):
             for key in ("input_len", "output_len"):
                 if not getattr(self, key):
                     yield f"key '{key}' is 0: subject 'random' is made to length; expected 1 or more"
+            if self.max_tokens not in (0, self.output_len):
+                yield f"key 'max_tokens' is {self.max_tokens} and key 'output_len' is {self.output_len}: subject 'random' is made to length; expected max_tokens: 0"
             if self.chat_template or self.prompt_suffix:
                 key, value, expected = ("chat_template", "true", "false") if self.chat_template else ("prompt_suffix", repr(self.prompt_suffix), "''")
                 yield f"key '{key}' is {value}: subject 'random' is token ids, not text; expected {expected}"
