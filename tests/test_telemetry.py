@@ -253,6 +253,18 @@ def test_what_disturbs_a_gpu_while_measuring_is_said(columns, sentence):
     assert telemetry.disturbances(frame.assign(**{name: values(frame.time.to_numpy()) for name, values in columns.items()}), WINDOWS) == ([sentence] if sentence else [])
 
 
+def test_a_gpu_that_nobody_watched_is_said():
+    """Lost in mid-run, or never sampled; of passes too short for a sample nothing is said."""
+    frame = samples()
+    lost = frame.assign(**{c: frame[c].where(frame.time < 101).astype(object) for c in frame if c.startswith("gpu1_")})
+    known = {"cpu_busy_pct", "gpu0_busy_pct"}
+    assert set(telemetry.busy(lost.assign(cpu_busy_pct=5.0, gpu0_busy_pct=90.0, gpu1_busy_pct=np.where(lost.time < 101, 90.0, np.nan)), WINDOWS)) == known
+    long = [(101.0, 104.0), (104.0, 106.5)]
+    said = "GPU 1 was not watched while measuring: whether anything disturbed it is not known"
+    assert telemetry.disturbances(lost, long, [0, 1]) == [said] and telemetry.disturbances(lost, WINDOWS, [0, 1]) == []
+    assert telemetry.disturbances(pd.DataFrame(), long, [1]) == [said] and telemetry.busy(pd.DataFrame(), long) == {}
+
+
 def test_every_reason_has_the_bit_that_nvml_gives_it():
     names = {"idle": "GpuIdle", "clocks set by the user": "ApplicationsClocksSetting", "power cap": "SwPowerCap", "hardware slowdown": "HwSlowdown", "sync boost": "SyncBoost",
              "thermal slowdown (software)": "SwThermalSlowdown", "thermal slowdown (hardware)": "HwThermalSlowdown", "power brake (hardware)": "HwPowerBrakeSlowdown",

@@ -21,6 +21,8 @@ STOP_S = 10
 ENERGY_WINDOW_S = 2.0
 """The shortest pass that is given an energy. At its edges the energy counter is interpolated between samples half a second
 apart: in a shorter pass much of the energy could be that of its neighbours."""
+UNWATCHED_S = 5.0
+"""Seconds of measuring in which a sampler that works has seen a GPU several times."""
 
 REASONS = {1: "idle", 2: "clocks set by the user", 4: "power cap", 8: "hardware slowdown", 16: "sync boost", 32: "thermal slowdown (software)",
            64: "thermal slowdown (hardware)", 128: "power brake (hardware)", 256: "display clocks"}
@@ -80,9 +82,9 @@ class Sampler:
 
 
 def busy(frame: pd.DataFrame, windows: Iterable[tuple[float, float]]) -> dict[str, float]:
-    """Mean busy % of the CPU and of each GPU inside the measured windows; empty without samples there."""
+    """Mean busy % of the CPU and of each GPU inside the measured windows; those without samples there are left out."""
     inside = _inside(frame, windows)
-    return {c: float(inside[c].mean()) for c in inside if c.endswith("busy_pct")} if len(inside) else {}
+    return {c: float(inside[c].mean()) for c in inside if c.endswith("busy_pct") and inside[c].notna().any()}
 
 
 def note(done: Sequence[Repetition], frame: pd.DataFrame, here: bool = True) -> None:
@@ -146,9 +148,13 @@ def throttled(frame: pd.DataFrame, windows: Iterable[tuple[float, float]]) -> di
     return found
 
 
-def disturbances(frame: pd.DataFrame, windows: Sequence[tuple[float, float]]) -> list[str]:
-    """What makes measurements invalid, a sentence each: GPUs in a thermal or hardware slowdown, and foreign processes on them."""
+def disturbances(frame: pd.DataFrame, windows: Sequence[tuple[float, float]], gpus: Sequence[int] = ()) -> list[str]:
+    """What makes measurements invalid, a sentence each: GPUs in a thermal or hardware slowdown, foreign processes on them, and
+    those of `gpus` that nobody watched for as long as shows either."""
     problems, inside = [], _inside(frame, windows)
+    if sum(end - begin for begin, end in windows) >= UNWATCHED_S:
+        problems += [f"GPU {gpu} was not watched while measuring: whether anything disturbed it is not known"
+                     for gpu in gpus if inside.filter(regex=rf"^gpu{gpu}_").dropna(how="all").empty]
     for gpu, shares in throttled(frame, windows).items():
         bad = [f"{REASONS[bit]} in {shares[REASONS[bit]]:.0%}" for bit in REASONS if bit & SLOWDOWNS and REASONS[bit] in shares]
         if bad:
