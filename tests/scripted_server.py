@@ -27,7 +27,7 @@ from collections.abc import Iterator
 import httptools
 import msgspec
 
-FAULTS = ("close", "status", "unauthorized", "no_stream", "stall", "truncate", "end", "no_done", "error", "few", "empty", "no_usage", "no_finish")
+FAULTS = ("close", "status", "unauthorized", "no_stream", "stall", "truncate", "end", "no_done", "error", "few", "empty", "blank", "no_usage", "no_finish")
 WORDS = [" the", " caf\u00e9", "\n", " \"quoted\"", " \U0001f600", " back\\slash", " 42", "", " data: {}", "\t\u65e5\u672c"]
 
 
@@ -165,7 +165,7 @@ class Connection(asyncio.Protocol):
         if script.fault == "no_stream":
             return self.answer(200, b'{"choices":[{"index":0,"text":"all at once"}]}')
         self.script, self.sent, self.chat = script, 0, "chat" in self.url
-        self.total = script.chunks or -(-(body.max_tokens or body.max_completion_tokens or 16) // script.tokens)
+        self.total = 1 if script.fault == "blank" else script.chunks or -(-(body.max_tokens or body.max_completion_tokens or 16) // script.tokens)
         self.gaps = script.gap if isinstance(script.gap, list) else [script.gap]
         self.ids = body.return_token_ids and script.token_ids
         self.prompt = json.dumps(body.prompt) if self.ids and isinstance(body.prompt, list) else "null"
@@ -207,11 +207,13 @@ class Connection(asyncio.Protocol):
         prompt = self.prompt if self.sent == 0 else "null"
         if self.script.fault == "empty":
             return self.event(self.head + '"choices":[]}')
+        if self.script.fault == "blank":  # the model ended at once, and the server does not count how
+            return self.event(self.head + '"choices":[{"index":0,"text":"","finish_reason":"stop"}]}')
         make = choices if prompt == "null" else choices.__wrapped__
         return self.event(self.head + make(self.sent, self.script.tokens, self.ids, last, self.chat, prompt))
 
     def tail(self) -> Iterator[bytes]:
-        output = self.sent * self.script.tokens + (3 if self.script.fault == "few" else 0)
+        output = 0 if self.script.fault == "blank" else self.sent * self.script.tokens + (3 if self.script.fault == "few" else 0)
         if self.script.fault != "no_usage":
             yield self.event(f'{self.head}"choices":[],"usage":{{"prompt_tokens":{self.prompt_tokens},'
                              f'"total_tokens":{self.prompt_tokens + output},"completion_tokens":{output}}}}}')

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import scripted_server
 
-from workbook import client, embedded, load, metrics, models, params, platforms, sampling, validity
+from workbook import client, embedded, load, measurement, metrics, models, params, platforms, sampling, validity
 from workbook.engines import EngineDied, http, server
 from workbook.errors import BadInput
 from workbook.subjects import Question
@@ -99,6 +99,57 @@ def test_the_counters_of_all_servers_are_summed(scripted, monkeypatch):
     engine = http.HttpEngine(exam(scripted.url), [scripted.url] * 2)
     monkeypatch.setattr(http.httpx, "get", lambda url, **_: http.httpx.Response(200, text=METRICS, request=http.httpx.Request("GET", url)))
     assert engine.counters() == {"vllm:num_preemptions": 10.0, "vllm:kv_cache_usage_perc": 1.0, "vllm:request_queue_time_seconds": 25.0}
+
+
+@pytest.mark.parametrize("status, text, found", [
+    (500, METRICS, {}), (200, "<!doctype html><title>It works</title>", {}),
+    (200, METRICS.replace("perc{engine=\"0\"} 0.5", "perc{engine=\"0\"} NaN") + "# TYPE sglang:hits counter\nsglang:hits_total 3.0\n",
+     {"vllm:num_preemptions": 5.0, "vllm:request_queue_time_seconds": 12.5})], ids=["it fails", "a page of a gateway", "what is no number, and another's"])
+def test_counters_that_cannot_be_had_are_none(scripted, monkeypatch, status, text, found):
+    engine = http.HttpEngine(exam(scripted.url), [scripted.url])
+    monkeypatch.setattr(http.httpx, "get", lambda url, **_: http.httpx.Response(status, text=text, request=http.httpx.Request("GET", url)))
+    assert engine.counters() == found
+
+
+def test_without_counters_nobody_knows_of_the_prefix_cache(scripted):
+    """Of a gateway that hides them, or of another engine: the first question's answer says so, and a pass alone needs none."""
+    asked = exam(scripted.url)
+    found = measurement.measure(http.HttpEngine(asked, [scripted.url]), asked, load.requests(asked, QUESTIONS))
+    assert found.record()["prefix_cache_hits"] is None
+    rows, answers = load.requests_frame(found.done), load.generations_frame(found.done[0], QUESTIONS)
+    said = validity.check(asked, rows, answers, weights="", cached=None)
+    assert said.problems == [] and said.unknown == "whether the prefix cache fed a pass from the one before is not known: the engine publishes no vllm:prefix_cache_hits"
+    once = asked.model_copy(update={"repetitions": 1, "warmup": 0})
+    assert validity.check(once, rows[rows.repetition == 1], answers, weights="", cached=None).unknown == ""
+
+
+def test_growth_is_of_what_was_shown_before_and_after(scripted, monkeypatch):
+    """Else all that the server ever counted would be this pass's."""
+    shown = iter([{"vllm:num_preemptions": 2.0}, {"vllm:num_preemptions": 5.0, "vllm:prefix_cache_hits": 900.0}, {}, {"vllm:num_preemptions": 7.0}])
+    monkeypatch.setattr(http.HttpEngine, "counters", lambda self: next(shown))
+    _, done, _ = measured(scripted.url)
+    assert [r.counters for r in done] == [{"vllm:num_preemptions": 3.0}, {}]
+
+
+@pytest.mark.parametrize("token_ids", [True, False])
+def test_the_models_own_penalties_are_not_the_exams(token_ids):
+    """vLLM takes them from the model where a request leaves them out; OpenAI's API has no such fields."""
+    with scripted_server.running(SCRIPT | {"refuses": [] if token_ids else ["return_token_ids", "repetition_penalty"]}) as server_:
+        engine = http.HttpEngine(exam(server_.url, ignore_eos=False), [server_.url])
+    assert engine._sampling == {"temperature": 0.0, "top_p": 1.0} | (http.NEUTRAL if token_ids else {})
+
+
+def test_an_empty_answer_of_a_server_that_counts_no_end_token_is_an_answer():
+    """One of twelve: a share of empty answers, which has a ceiling, and no request that failed."""
+    scripts = [SCRIPT | {"token_ids": False, "refuses": ["return_token_ids"]} | ({"fault": "blank"} if i == 1 else {}) for i in range(3)]
+    with scripted_server.running(scripts) as blank:
+        asked = exam(blank.url, ignore_eos=False)
+        questions = [replace(q, token_ids=[1 if q.prompt_id == 5 else 2, 2, 3]) for q in QUESTIONS]
+        found = measurement.measure(http.HttpEngine(asked, [blank.url]), asked, load.requests(asked, questions))
+    rows, answers = load.requests_frame(found.done), load.generations_frame(found.done[0], questions)
+    checked = validity.check(asked, rows, answers, weights="", cached=0)
+    assert checked.problems == [] and checked.arrived == 24 and checked.empty == pytest.approx(1 / 12)
+    assert (rows[rows.prompt_id == 5].output_tokens == 0).all() and np.isfinite(list(metrics.of_repetition(rows[rows.repetition == 1]).values())).sum() >= 12
 
 
 def test_goodput_counts_requests_within_every_limit(scripted):
@@ -273,11 +324,23 @@ def test_a_port_that_another_has_taken(tmp_path, monkeypatch):
             server.ServerEngine(asked, embedded.prepare(), tmp_path / "engine.log")
 
 
+def penalised(folder):
+    """The embedded model with a penalty among its sampling defaults, as some models are published."""
+    folder.mkdir()
+    for path in embedded.prepare().iterdir():
+        if path.name != "generation_config.json":
+            (folder / path.name).symlink_to(path)
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 4.0, "top_k": 3}')
+    return str(folder)
+
+
 @pytest.mark.engine
-def test_a_real_server_killed_during_the_load(tmp_path):
-    """What came is kept, the rest says why, and no process is left."""
+def test_a_real_server_killed_during_the_load(tmp_path, monkeypatch):
+    """What came is kept, the rest says why, and no process is left. Before that the exam's sampling is all that counts, and no key that
+    lies in the environment for somebody's own server."""
+    monkeypatch.setenv("VLLM_API_KEY", "somebody's")
     args = {"max_model_len": 128, "kv_cache_memory_bytes": 67_108_864, "enforce_eager": True}
-    asked = params.check({"run": "x", "engine": "server", "engine_args": args, "num_prompts": 4, "max_tokens": 11, "ignore_eos": True, "timeout_s": 200, "load": "closed", "concurrency": 1})
+    asked = params.check({"run": "x", "model": penalised(tmp_path / "model"), "engine": "server", "engine_args": args, "num_prompts": 4, "max_tokens": 11, "ignore_eos": True, "timeout_s": 200, "load": "closed", "concurrency": 1})
     engine = server.ServerEngine(asked, models.resolve(asked), tmp_path / "engine.log")
     try:
         assert engine.window() == 128 and engine.load_s > 1
@@ -285,6 +348,9 @@ def test_a_real_server_killed_during_the_load(tmp_path):
         (done,) = load.measure(engine, asked, batch, 1)
         assert [len(a.token_ids) for a in done.answers] == [11] * 4 and done.counters["vllm:generation_tokens"] == 44
         assert all(len(a.chunk_times) == 11 for a in done.answers), "a chunk a token"
+        plain, penalty = (httpx.post(f"{engine._urls[0]}/v1/completions", json={"model": engine._model, "prompt": [1, 2, 3], "max_tokens": 11, "temperature": 0,
+                                                                                "ignore_eos": True} | more).json()["choices"][0]["text"] for more in (http.NEUTRAL, {}))
+        assert {a.text for a in done.answers} == {plain} and plain != penalty, "the model's own penalty is not the exam's"
         assert 0 <= sampling.kv_cache_pct(engine.metrics_urls) <= 100
         answer, processes, tree = engine.answer, engine._processes[:], engine._tree
         assert len(tree) >= 2, "the server and its engine core"

@@ -148,6 +148,8 @@ def raising(error, at):
 @pytest.mark.parametrize("engine, stopped, whole", [
     (lambda: Paced(0.0, fail=raising(EngineDied("the engine died: RuntimeError: out of paper"), 2)),
      "the engine died: RuntimeError: out of paper (in repetition 2/2, with 0 of 6 answers)", 1),
+    (lambda: Paced(0.0, fail=raising(ExceptionGroup("unhandled errors in a TaskGroup", [ValueError("token ids exceed\nthe window")]), 2)),
+     "ValueError: token ids exceed the window (in repetition 2/2, with 0 of 6 answers)", 1),
     (lambda: Paced(0.0, fail=raising(KeyboardInterrupt(), 2)), "interrupted (in repetition 2/2, with 0 of 6 answers)", 1),
     (lambda: Paced(0.0, 60.0), f"{limits.UP} (in repetition 2/2, with 0 of 6 answers)", 1),
     (lambda: Paced(60.0), f"{limits.UP} (in repetition 1/2, with 0 of 6 answers)", 0),

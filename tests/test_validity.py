@@ -46,6 +46,16 @@ def test_problems(requests, options, problem):
     assert check(requests, **options).problems == [problem]
 
 
+@pytest.mark.parametrize("values, said", [
+    ({"engine": "async", "engine_args": {"data_parallel_size": 4}}, False), ({"engine": "async", "engine_args": {"data_parallel_size": 4}, "num_prompts": 8}, True),
+    ({"engine": "async", "engine_args": {"data_parallel_size": 4}, "num_prompts": 8, "load": "poisson", "request_rate": 1.0}, False),
+    ({"engine": "async", "engine_args": {"data_parallel_size": 4}, "num_prompts": 8, "load": "closed", "concurrency": [2]}, False), ({"engine": "server", "replicas": 4}, True)])
+def test_a_load_that_need_not_reach_every_replica(values, said):
+    """vLLM's balancer gives the first of idle engines the next request, so fewer under way than engines leave the last ones idle."""
+    exam = params.check({"run": "x", "num_prompts": 2, "repetitions": 8, "warmup": 1, "max_tokens": 8} | values)
+    assert any("answered nothing" in problem for problem in check(rows(), exam).problems) is said
+
+
 def test_the_points_of_a_sweep_must_not_feed_each_other():
     once = EXAM.model_copy(update={"repetitions": 1, "warmup": 0})
     assert check(rows().head(2), once, cached=640.0).problems == [], "a pass that finds its own prompts again is measured as it is"

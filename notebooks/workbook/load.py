@@ -2,6 +2,7 @@
 import hashlib
 import math
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ class Repetition:
         point: size of the batch, or requests under way, in a sweep; 0 where the exam is none.
         arrival: when the load began, seconds of `time.monotonic`.
         finished: when the last answer was in the caller's hands, on the same clock.
-        counters: growth of the engine's counters over the repetition.
+        counters: growth of the engine's counters over the repetition; of those that it showed before and after it.
         behind: a sentence if the load generator fell behind its own schedule; else empty.
         measured: what else was measured of the pass, by metric.
     """
@@ -77,7 +78,7 @@ def passing(engine, exam: Exam, batch: list[Request], labels: list[str], *, dead
         deadline: when the load gives up, seconds of `time.monotonic`.
 
     Raises:
-        Unfinished: the engine died, time was up, or somebody interrupted it.
+        Unfinished: the engine died or failed, time was up, or somebody interrupted it.
     """
     for number, label in enumerate(labels, 1):
         for point in exam.points or [0]:
@@ -94,10 +95,10 @@ def _pass(engine, exam: Exam, batch: list[Request], number: int, point: int, lab
         own = time.process_time()  # from here: asking servers for their counters is no part of the load
         done = _drive(engine, exam, batch, number, point, label, deadline, answers)
         own = time.process_time() - own
-        growth = {name: value - before.get(name, 0.0) for name, value in engine.counters().items()}
+        growth = {name: value - before[name] for name, value in engine.counters().items() if name in before}
         peak = engine.kv_cache_peak()
-    except (EngineDied, TimeoutError, KeyboardInterrupt) as error:
-        why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+    except (Exception, KeyboardInterrupt) as error:  # whatever it is, the passes before it were measured
+        why = _why(error)
         have = sorted(answers, key=lambda a: (a.prompt_id, a.sample))
         raise Unfinished(f"{why} (in {label}, with {len(have):,} of {len(batch):,} answers)", Repetition(number, point, began, time.monotonic(), have, {})) from error
     # A batch has no schedule to fall behind: how long it takes to hand it over is part of its makespan.
@@ -106,6 +107,18 @@ def _pass(engine, exam: Exam, batch: list[Request], number: int, point: int, lab
     if exam.engine != "offline":
         measured["client_cpu_pct"] = 100 * own / (done.finished - done.started)
     return Repetition(number, point, done.started, done.finished, done.replies, growth, behind, measured)
+
+
+def _why(error: BaseException) -> str:
+    """What ended a pass, in words: of errors of several requests the first. One that nobody foresaw goes to stderr too, with its place."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, EngineDied | TimeoutError):
+        return str(error)
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _drive(engine, exam: Exam, batch: list[Request], number: int, point: int, label: str, deadline: float, answers: list[Answer]) -> arrivals.Driven:

@@ -71,9 +71,11 @@ class Session:
             self.controls.setdefault(name, []).append(seconds)
 
     def record(self, number: int = 1, startup_s: float = 0.0) -> dict[str, Any]:
-        """For `run.json`; `number` is the session's, `startup_s` as `load.passes`."""
+        """For `run.json`; `number` is the session's, `startup_s` as `load.passes`. Hits of the prefix cache are None where not
+        every pass has a count of them."""
+        hits = [r.counters.get("vllm:prefix_cache_hits") for r in self.done]
         return {"finished": runs.now(), "repetitions": load.passes(self.done, number, startup_s), "warmup": self.warmup.record(),
-                "prefix_cache_hits": sum(r.counters.get("vllm:prefix_cache_hits", 0) for r in self.done)}
+                "prefix_cache_hits": None if None in hits else sum(hits)}
 
 
 def measure(engine, exam: Exam, batch: list[Request], deadline: float = math.inf, what: str = "") -> Session:

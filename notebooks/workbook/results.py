@@ -204,7 +204,7 @@ def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], r
         speed += f"; {warmup['sentence']}"
     correct = "; ".join(p["sentence"] for p in (right, drifted, *answers) if p and p["sentence"]) or ("synthetic weights: speed only, nothing to judge" if exam.weights == "dummy" else "not scored")
     return [
-        {"question": "Did every answer arrive?", "answer": "; ".join([arrived, *validity.problems])},
+        {"question": "Did every answer arrive?", "answer": "; ".join([arrived, *filter(None, [validity.unknown]), *validity.problems])},
         {"question": "Are the accelerators full?", "answer": full},
         {"question": "Do they pull together?", "answer": "; ".join(filter(None, [balance, scaling.sentence(scaled)]))},
         {"question": "Faster or slower than the golden?", "answer": speed},

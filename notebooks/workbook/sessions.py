@@ -88,7 +88,7 @@ def check(measured: Measured, generations: pd.DataFrame, logprobs: list[list[flo
     if failed := measured.record.get("confirmation", {}).get("problem"):
         problems.append(f"the confirming session failed: {failed}")
     return validity.Completeness(sum(p.expected for p in parts), sum(p.arrived for p in parts), parts[0].empty,
-                                 float((requests.finish_reason == "length").mean()), problems)
+                                 float((requests.finish_reason == "length").mean()), problems, parts[0].unknown)
 
 
 def pooled(measured: Measured, scores: pd.DataFrame, sequences: list[dict[str, Any]], parted: tuple[int, int] | None) -> goldens.Golden:
@@ -142,7 +142,8 @@ def _take(exam: Exam, first: dict[str, Any], log: Path) -> tuple[dict[str, Any],
     if changed := _changed(first, subjects.prompt_set_sha256(questions), same):
         engine.close()
         raise RuntimeError(f"changed since the first session: {', '.join(changed)}")
-    with telemetry.Sampler([g.index for g in platforms.used_gpus(exam)], engine.metrics_urls) as sampler:
+    gpus = [g.index for g in platforms.used_gpus(exam)]
+    with telemetry.Sampler(gpus, engine.metrics_urls) as sampler:
         measured = measurement.measure(engine, exam, load.requests(exam, questions), limits.deadline(exam.timeout_s), "confirming session, ")
     if measured.interrupted:  # no outcome of the session: it may be taken again
         raise KeyboardInterrupt
@@ -154,7 +155,7 @@ def _take(exam: Exam, first: dict[str, Any], log: Path) -> tuple[dict[str, Any],
     roofline.note(exam, done, first["roof"] and roofline.Calibration(**first["roof"]), log)
     record = measured.record(CONFIRMING, engine.load_s) | {
         "session": CONFIRMING, "controls": control_times | measured.controls, "load_s": engine.load_s, "busy": telemetry.busy(samples, windows),
-        "disturbed": telemetry.disturbances(samples, windows), "telemetry_problem": sampler.problem}
+        "disturbed": telemetry.disturbances(samples, windows, gpus), "telemetry_problem": sampler.problem}
     return record, load.requests_frame(done, CONFIRMING), samples
 
 

@@ -152,12 +152,15 @@ class Stream:
         reply, usage = self.reply, self._usage
         reply.text = "".join(self._texts)
         times, complete = reply.chunk_times, self._done and reply.finish_reason is not None
+        ended = times[-1] if times else None
         if reply.token_ids is None and usage and len(times) == usage.completion_tokens + 1 and not self._texts[-1]:
             # Some servers end with an event that has a finish reason and no token.
             times.pop()
             reply.chunk_tokens.pop()
         if times:
             reply.first_token, reply.last_token = times[0], times[-1]
+        elif complete and not reply.token_ids:  # an empty answer came when it ended
+            reply.first_token = reply.last_token = ended
         reply.prompt_tokens, reply.output_tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, self.tokens)
         if fault and not (complete and usage):
             self.fail(fault, sentence)

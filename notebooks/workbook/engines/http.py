@@ -1,6 +1,7 @@
 """Engines behind an OpenAI-compatible URL: one already running, or several that a run has started."""
 import asyncio
 import itertools
+import math
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ REFUSALS = tuple(f"the server answered HTTP {status}" for status in (400, 422))
 """How a reply's error begins where the server does not take a request's fields."""
 VLLM_ONLY = {"top_k", "ignore_eos"}
 """Fields of a request that OpenAI's API does not have."""
+NEUTRAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""What a vLLM server takes from the model's generation_config.json where a request leaves it out. The other engines do not, and
+an exam's sampling is all that there is."""
 
 
 def sampling(exam: Exam) -> dict[str, Any]:
@@ -47,6 +51,8 @@ class HttpEngine:
         self._turn = itertools.count()
         self._sampling = sampling(exam)
         self._token_ids = exam.engine != "endpoint" or self._takes_token_ids()
+        if self._token_ids:  # it is vLLM
+            self._sampling = NEUTRAL | self._sampling
 
     def run(self, work: Coroutine) -> Any:
         """Run a load on an event loop; its `answer` calls reach the servers."""
@@ -75,20 +81,22 @@ class HttpEngine:
                       None, None, reply.first_token, reply.last_token, replica, request.arrival, reply.chunk_times)
 
     def counters(self) -> dict[str, float]:
-        """The servers' own counters by name, summed over labels and servers, and the seconds of `metrics.SECONDS`; empty where they publish none."""
+        """vLLM's own counters by name, summed over labels and servers, and the seconds of `metrics.SECONDS`; empty where one of the
+        servers does not publish them, or not just now: the sum of some would pass for that of all."""
         from prometheus_client.parser import text_string_to_metric_families
         totals: dict[str, float] = {}
         for url in self._urls:
             try:
-                text = httpx.get(f"{url}/metrics", timeout=ASK_S, trust_env=False).raise_for_status().text
-            except httpx.HTTPError:
-                continue
-            for family in text_string_to_metric_families(text):
+                families = list(text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=ASK_S, trust_env=False).raise_for_status().text))
+            except (httpx.HTTPError, ValueError):  # ValueError: a page that is no list of metrics
+                return {}
+            for family in families:
                 samples = [s for s in family.samples if not s.name.endswith("_created")]
                 if family.type == "histogram":  # its sum: the seconds of all requests
                     samples = [s for s in samples if s.name.endswith("_sum")]
-                if family.type in ("counter", "gauge") or family.name in metrics.SECONDS:
-                    totals[family.name] = totals.get(family.name, 0.0) + sum(s.value for s in samples)
+                total = sum(s.value for s in samples)
+                if family.name.startswith("vllm:") and (family.type in ("counter", "gauge") or family.name in metrics.SECONDS) and math.isfinite(total):
+                    totals[family.name] = totals.get(family.name, 0.0) + total
         return totals
 
     @property

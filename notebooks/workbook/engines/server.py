@@ -29,6 +29,8 @@ DYING_S = 5
 """Seconds for a server that answers no more to say how it ended."""
 FAULTS = {"PYTHONFAULTHANDLER": "1"}
 """A server that crashes in native code leaves the Python it was in in its log."""
+OPEN = {"VLLM_API_KEY": ""}
+"""The key of somebody's own server, left in the environment, would shut this run's client out."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -87,7 +89,7 @@ class ServerEngine(HttpEngine):
         if adapter := models.adapter(exam):
             words += ["--lora-modules", f"{adapter.name}={adapter.folder}"]
         with self._log.open("a") as log:
-            self._processes.append(subprocess.Popen(words, env=paths.child_environment() | FAULTS | environment(exam) | placement(exam, index), stdin=subprocess.DEVNULL,
+            self._processes.append(subprocess.Popen(words, env=paths.child_environment() | OPEN | FAULTS | environment(exam) | placement(exam, index), stdin=subprocess.DEVNULL,
                                                     stdout=log, stderr=log, preexec_fn=_die_with_parent))
         return f"http://127.0.0.1:{port}"
 
