@@ -111,7 +111,8 @@ def doubted(name: str, outcome: dict[str, Any], found: dict[str, Any]) -> dict[s
     brief = CHANGED if CHANGED in doubt else OTHERS if doubt else "the machine may have caused it"
     if not (doubt := doubt or _share(outcome, found)):
         return outcome
-    return outcome | {"status": "INCONCLUSIVE", "sentence": f"{outcome['sentence']}; {doubt}", "without_controls": outcome["status"], "doubt": brief}
+    alone = "" if outcome["status"] == "INCONCLUSIVE" else f"the samples alone say {outcome['status']}, but "
+    return outcome | {"status": "INCONCLUSIVE", "sentence": f"{outcome['sentence']}; {alone}{doubt}", "without_controls": outcome["status"], "doubt": brief}
 
 
 def _share(outcome: dict[str, Any], found: dict[str, Any]) -> str:
@@ -126,8 +127,8 @@ def _share(outcome: dict[str, Any], found: dict[str, Any]) -> str:
     if share <= 0 or left > visible:
         return ""
     part = f", of which {share:.1%} count" if share < found["slowed"][slowest] else ""
-    return (f"{slowest.removesuffix('_s')}, fixed work of the machine's, is {found['slowed'][slowest]:.1%} slower than in the golden's sessions{part}: without that "
-            f"{max(-np.expm1(-left), 0):.1%} is left, of the {-np.expm1(-visible):.1%} from which on it is called a loss")
+    return (f"{slowest.removesuffix('_s')}, fixed work of the machine's, took {found['slowed'][slowest]:.1%} longer than in the mean of the golden's sessions{part}: with that "
+            f"taken off {max(-np.expm1(-left), 0):.1%} is left, and only more than {-np.expm1(-visible):.1%} is called a loss")
 
 
 def _idle_share(samples: Samples) -> float:
