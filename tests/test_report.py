@@ -48,6 +48,7 @@ def test_the_files_for_machines(several):
         "a": ["system-out"], "b": ["failure"], "c": ["error"], "d": ["skipped"], "e": ["error"], "f": ["skipped"]}
     text = (several / "summary.md").read_text()
     assert "| a | **PASSED** | 90 | 100 |" in text and "because \\| REGRESSED &lt;b>" in text
+    assert text.endswith("|\n\n- NOT RUN, has not been run on this machine: d, f\n")
 
 
 def test_what_xml_may_not_hold_costs_no_report():

@@ -9,6 +9,7 @@ from workbook.errors import BadInput
 from workbook.runs import STAGES
 from workbook.statuses import overall
 
+NOT_TAKEN = ("SKIPPED", "NOT_RUN")
 NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What no XML document may hold (XML 1.0, 2.2): the colours of an engine's last words, say."""
 
@@ -37,6 +38,15 @@ def _result(run: str) -> dict[str, Any]:
 def throughput(result: dict[str, Any]) -> dict[str, Any]:
     """What a result has of its run's output tok/s (at the largest point of a sweep); empty if it was not measured."""
     return result["metrics"].get(metrics.headline(result["metrics"]), {})
+
+
+def left_out(found: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The runs that were not taken, those with the same reason together: runs, status, why."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for r in found:
+        if r["status"] in NOT_TAKEN:
+            names.setdefault((r["status"], r["sentence"]), []).append(r["run"])
+    return [{"runs": ", ".join(runs), "status": status.replace("_", " "), "why": why} for (status, why), runs in names.items()]
 
 
 def links(run: str) -> dict[str, str]:
@@ -89,11 +99,12 @@ def write(found: list[dict[str, Any]], folder: Path) -> None:
 def markdown(found: list[dict[str, Any]], whole: str) -> str:
     """A table for a CI job's page."""
     lines = [f"## Goldbook: {whole}", "", "| run | status | output tok/s | golden | why |", "| --- | --- | ---: | ---: | --- |"]
-    for r in found:
+    for r in (r for r in found if r["status"] not in NOT_TAKEN):
         speed = throughput(r)
         numbers = [f"{speed[k]:,.0f}" if speed.get(k) else "–" for k in ("median", "golden_median")]
         lines.append(f"| {r['run']} | **{r['status']}** | {numbers[0]} | {numbers[1]} | {_cell(r['sentence'])} |")
-    return "\n".join(lines) + "\n"
+    lines += ["", *(f"- {left['status']}, {_cell(left['why'])}: {left['runs']}" for left in left_out(found))]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def junit(found: list[dict[str, Any]]) -> str:
