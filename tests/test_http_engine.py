@@ -152,6 +152,12 @@ def test_an_empty_answer_of_a_server_that_counts_no_end_token_is_an_answer():
     assert (rows[rows.prompt_id == 5].output_tokens == 0).all() and np.isfinite(list(metrics.of_repetition(rows[rows.repetition == 1]).values())).sum() >= 12
 
 
+def test_events_of_many_tokens_have_no_time_between_tokens(scripted):
+    asked = exam(scripted.url).model_copy(update={"engine": "server", "engine_args": {"stream_interval": 4}})
+    (done,) = load.measure(http.HttpEngine(asked, [scripted.url]), asked, load.requests(asked, QUESTIONS), 1)
+    assert not [name for name in metrics.of_repetition(load.requests_frame([done])) if name.startswith("itl")]
+
+
 def test_goodput_counts_requests_within_every_limit(scripted):
     _, _, frame = measured(scripted.url, load="batch")
     one = frame[frame.repetition == 1]

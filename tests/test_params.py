@@ -64,6 +64,8 @@ WRONG = [
     ({"engine_args": {"disable_log_stats": True}}, "parameters: key 'engine_args.disable_log_stats' is true: the offline engine then keeps no times of its requests; expected false"),
     ({"gates": {"goodput_s": {}}}, "parameters: key 'gates' names the metric 'goodput_s', which counts requests within limits: expected some in key 'slo'"),
     ({"gates": {"itl_p50_ms": {}}}, "parameters: key 'gates' names the metric 'itl_p50_ms', the gaps of a stream, and engine 'offline' gives none: expected engine: server or endpoint"),
+    ({"engine": "server", "engine_args": {"stream_interval": 64}, "gates": {"itl_p99_ms": {}}}, "parameters: key 'gates' names the metric 'itl_p99_ms', the gaps of a stream, "
+     "whose events hold 64 tokens each by engine_args.stream_interval: expected 1, or a gate of tpot"),
     ({"engine": "server", "gates": {"queue_p50_ms": {}}}, "parameters: key 'gates' names the metric 'queue_p50_ms', which engine 'server' does not tell: expected engine: offline or async"),
     ({"gates": {"acceptance_pct": {}}}, "parameters: key 'gates' names the metric 'acceptance_pct', of speculative decoding: expected engine_args.speculative_config"),
     ({"requires": {"device": "cpu"}, "gates": {"gpu_clock_mhz": {}}}, "parameters: key 'gates' names the metric 'gpu_clock_mhz', which a CPU does not have: expected requires.device: gpu or any"),

@@ -220,10 +220,11 @@ class Exam(Section):
 
     def _unmeasurable(self, metric: str, point: str) -> str:
         """Why a metric cannot be judged whatever the machine, and what is expected; empty if it can."""
-        first, streams = metric.partition("_")[0], self.engine in ("server", "endpoint")
+        first, streams, interval = metric.partition("_")[0], self.engine in ("server", "endpoint"), self.engine_args.get("stream_interval", 1)
         count = int(point) if point and self.load == "batch" else self.num_prompts * self.n
         needs = {"goodput": (any(self.slo.model_dump().values()), "which counts requests within limits: expected some in key 'slo'"),
-                 "itl": (streams, f"the gaps of a stream, and engine '{self.engine}' gives none: expected engine: server or endpoint"),
+                 "itl": (streams and interval == 1, f"the gaps of a stream, and engine '{self.engine}' gives none: expected engine: server or endpoint" if not streams else
+                         f"the gaps of a stream, whose events hold {interval} tokens each by engine_args.stream_interval: expected 1, or a gate of tpot"),
                  "queue": (not streams, f"which engine '{self.engine}' does not tell: expected engine: offline or async"),
                  "acceptance": (self.engine == "endpoint" or "speculative_config" in self.engine_args, "of speculative decoding: expected engine_args.speculative_config")}
         if first in needs and not needs[first][0]:

@@ -49,6 +49,8 @@ class HttpEngine:
         self._model = self.serves = self._served["id"]
         self._under_way = [0] * len(self._urls)
         self._turn = itertools.count()
+        # The gaps between events that hold many tokens are no time between tokens.
+        self._each_token = exam.engine_args.get("stream_interval", 1) == 1
         self._sampling = sampling(exam)
         self._token_ids = exam.engine != "endpoint" or self._takes_token_ids()
         if self._token_ids:  # it is vLLM
@@ -78,7 +80,7 @@ class HttpEngine:
         # A stream that broke off brought no usage, but some tokens.
         return Answer(request.prompt_id, request.sample, reply.text, reply.token_ids or (), reply.output_tokens or sum(reply.chunk_tokens),
                       reply.prompt_tokens or len(request.token_ids), request.max_tokens, reason,
-                      None, None, reply.first_token, reply.last_token, replica, request.arrival, reply.chunk_times)
+                      None, None, reply.first_token, reply.last_token, replica, request.arrival, reply.chunk_times if self._each_token else ())
 
     def counters(self) -> dict[str, float]:
         """vLLM's own counters by name, summed over labels and servers, and the seconds of `metrics.SECONDS`; empty where one of the
