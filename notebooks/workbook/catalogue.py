@@ -70,7 +70,7 @@ def reference() -> str:
               "Everything else is what an exam puts to the test, or how it is judged.", ""]
     for key, section in (("requires", Requires), ("slo", Slo), ("gates.<metric>", Gate)):
         inner = "; ".join(f"`{n}` {_type(f.annotation)}{_limits(f)}, default {_default(f)}" for n, f in section.model_fields.items())
-        lines.append(f"- `{key}`: {inner}")
+        lines.append(f"- `{key}`: {inner}{'. A pass rules out a loss of `delta`; `margin` is the smallest that is called one; `low` and `high` are of `rule: band`' if section is Gate else ''}")
     lines += ["", f"`params/tune/<run>.yaml`, the sweep that `make tune` takes, has the same keys: `run` is the run that it tunes, other keys change it for every setting, "
               f"and `variants` are the settings, which may differ in {', '.join(f'`{key}`' for key in TUNED)}."]
     return "\n".join(lines) + "\n"
