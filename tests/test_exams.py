@@ -172,6 +172,8 @@ def test_params_say_where_they_come_from(write):
     origins = {line.split(":")[0].strip(): line.partition("# ")[2] for line in said.splitlines()}
     assert origins["n"] == "SET" and origins["seed"] == "params/a.yaml line 10, variant two" and origins["top_p"] == "default"
     assert origins["max_num_seqs"] == "params/a.yaml line 9, variant two"
+    deep = catalogue.flat_with_origins("a@two", exams.parse_set("engine_args.attention_config.flash_attn_version=2"))
+    assert next(line for line in deep.splitlines() if "attention_config" in line).endswith("  # SET")
     assert params.check(yaml.safe_load(said)) == exams.load("a@two", exams.parse_set("n=2 temperature=1.0"))
 
 

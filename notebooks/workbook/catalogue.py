@@ -77,7 +77,9 @@ def reference() -> str:
 
 
 def _origin(places: dict, *path: str) -> str:
-    """Where the nearest enclosing value was written."""
+    """Where a value was written: each of what is in it, else the nearest that encloses it."""
+    if inner := dict.fromkeys(place.where for key, place in places.items() if len(key) > len(path) and key[:len(path)] == path):
+        return "; ".join(inner)
     for end in range(len(path), 0, -1):
         if place := places.get(path[:end]):
             return place.where
