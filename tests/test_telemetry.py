@@ -177,6 +177,19 @@ def test_foreign_processes_are_told_from_ours(monkeypatch, before, during, forei
     assert gpus.sample()["gpu3_foreign"] == foreign
 
 
+def test_the_multi_process_service_is_nobodys_work(monkeypatch, tmp_path):
+    """Its server is listed on a GPU beside the processes whose kernels it runs."""
+    (tmp_path / "nvidia-cuda-mps-server").symlink_to("/bin/sleep")
+    server = subprocess.Popen([tmp_path / "nvidia-cuda-mps-server", "60"])
+    try:
+        gpus, driver = watched(monkeypatch, [os.getpid()])
+        driver.nvmlDeviceGetComputeRunningProcesses = lambda handle: [types.SimpleNamespace(pid=p) for p in (os.getpid(), server.pid, 999_999_999)]
+        assert gpus.sample()["gpu3_foreign"] == "999999999"
+    finally:
+        server.kill()
+        server.wait()
+
+
 def test_a_new_child_is_not_foreign(monkeypatch):
     gpus, driver = watched(monkeypatch, [os.getpid()])
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)

@@ -209,11 +209,14 @@ def foreign_processes(exam: Exam) -> list[str]:
         return []
     import psutil
     import pynvml
+
+    from workbook import sampling
     ours = {os.getpid(), os.getppid()} | {p.pid for p in psutil.Process().children(recursive=True)}
     found = []
     for gpu in used_gpus(exam):
         with contextlib.suppress(pynvml.NVMLError):
-            found += [f"{p.pid} on GPU {gpu.index}" for p in pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(gpu.index)) if p.pid not in ours]
+            found += [f"{p.pid} on GPU {gpu.index}" for p in pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(gpu.index))
+                      if p.pid not in ours and not sampling.of_mps(p.pid)]
     return found
 
 

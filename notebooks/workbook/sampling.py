@@ -30,6 +30,7 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Asks without the environment's proxies, which would not find loopback."""
 ROLE = re.compile(r"VLLM::(?P<engine_core>EngineCore)|VLLM::(?P<worker>Worker)|(?P<front_end>VLLM::APIServer|vllm\.entrypoints|workbook\.engines\.serve)")
 """What a process of the engine does, by its command line: vLLM gives those that it starts a title."""
+MPS = "nvidia-cuda-mps"
 KV_CACHE = re.compile(r"^vllm:kv_cache_usage_perc(?:\{.*\})? (\S+)", re.MULTILINE)
 
 QUERIES: dict[str, Callable[[Any, Any], float]] = {
@@ -119,7 +120,7 @@ class Gpus:
 
     def _pids(self, index: int) -> set[int]:
         try:
-            return {p.pid for p in self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handles[index])}
+            return {p.pid for p in self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handles[index]) if not of_mps(p.pid)}
         except self._nvml.NVMLError:
             return set()
 
@@ -128,6 +129,13 @@ class Gpus:
         if unknown - self._tree.pids:
             self._tree.refresh()  # it may be a new child
         return unknown - self._tree.pids
+
+
+def of_mps(pid: int) -> bool:
+    """Whether a process is one of CUDA's multi-process service, which hands on the work of others: those are listed themselves."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).name().startswith(MPS)
+    return False
 
 
 def kv_cache_pct(urls: Sequence[str]) -> float | None:
