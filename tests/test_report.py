@@ -70,6 +70,8 @@ def test_tables_are_for_reading():
 
 def test_charts_draw_with_and_without_a_golden():
     assert plots.throughput_overview([result("b", "REGRESSED")]) is None
+    legend = plots.throughput_overview([result(run, "PASSED", metrics={"output_tok_s": METRIC | more}) for run, more in (("a", {"golden_median": None}), ("b", {}), ("c", {}))])
+    assert sorted(text.get_text() for text in legend.axes[0].get_legend().get_texts()) == ["golden", "this run", "this run, no golden"]
     figure = plots.throughput_overview([result("a", "PASSED", metrics={"output_tok_s": METRIC}, gates={"output_tok_s": {"delta": 0.05}}),
                                         result("n", "NO_GOLDEN", metrics={"output_tok_s": METRIC | {"golden_sessions": None, "golden_median": None}})])
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["a", "n"]

@@ -312,16 +312,19 @@ def throughput_overview(results: list[dict]) -> Figure | None:
         scale = 100 / (golden or float(np.median(values)))
         if golden:
             old = np.concatenate(metric["golden_sessions"]) * scale
-            axes.scatter(old, np.full(len(old), y + 0.12), color="C0", marker="o", s=18, label="golden" if y == 0 else None)
+            axes.scatter(old, np.full(len(old), y + 0.12), color="C0", marker="o", s=18, label="golden")
         if golden and delta:
             axes.fill_betweenx([y - 0.35, y + 0.35], 100 * (1 - delta), 100, color="C0", alpha=0.12)
         axes.scatter(values * scale, np.full(len(values), y - 0.12), color="C1" if golden else "0.5", marker="D", s=26, zorder=3,
-                     label=None if y else ("this run" if golden else "this run, no golden"))
+                     label="this run" if golden else "this run, no golden")
         axes.annotate(f"{np.median(values):,.0f} tok/s" + ("" if golden else " (no golden)"), (1.0, y), xycoords=("axes fraction", "data"),
                       ha="left", va="center", fontsize=9)
     axes.axvline(100, color="C0", lw=1, ls="--")
     axes.set_yticks(range(len(rows)), [r[0] for r in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel("output tok/s, % of the golden's median, or of its own where there is none (band: tolerated loss; higher is better)", fontsize=9)
-    axes.set_title(f"Throughput against golden (n = {len(rows)} runs, a point a repetition)", fontsize=10)
+    axes.set_xlabel("output tok/s of each repetition, % of the golden's median or, without one, of its own (band: tolerated loss; higher is better)", fontsize=9)
+    axes.set_title(f"Throughput against golden (n = {len(rows)} runs)", fontsize=10, loc="left")
+    handles, labels = axes.get_legend_handles_labels()
+    each = dict(zip(labels, handles, strict=True))
+    axes.legend(each.values(), each.keys(), loc="lower right", bbox_to_anchor=(1.26, 0.98), ncol=len(each), fontsize=8, frameon=False, handletextpad=0.1, columnspacing=1.0)
     return figure
