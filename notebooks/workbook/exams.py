@@ -119,22 +119,23 @@ def parse_set(text: str, model: str = "", source: str = "SET") -> Written:
     return Written({"model": model}, {("model",): Place("MODEL")}).over(written) if model else written
 
 
-def stated(exam: Exam) -> Exam:
-    """The exam, if what its run's file leaves out is what it is for that file, and not generate.ipynb's own values.
+def of_notebook(values: dict[str, Any]) -> Exam:
+    """The exam of generate.ipynb's parameters, which papermill may have laid over the cell's own ones, those of another exam.
 
-    Papermill lays a file over the notebook's parameters cell, which holds another exam's.
+    Args:
+        values: the notebook's `globals()`.
 
     Raises:
-        BadInput: it did so with a file that does not state them all.
+        BadInput: papermill did so with a run's file that does not state every key, or as `params.check`.
     """
-    if not _file(exam.run).is_file():
-        return exam
-    written, own = resolve(exam.run).values, params.check(_notebooks_own(), "generate.ipynb")
-    other = [key for key, field in Exam.model_fields.items() if key not in written and getattr(own, key) != field.get_default(call_default_factory=True)]
-    if other and all(getattr(exam, key) == getattr(own, key) for key in other):
-        raise BadInput(f"params/{_file(exam.run).name}: {', '.join(other)} are not stated, and would be those of the notebook's own exam ({own.run}); "
-                       f"expected a file that states every key: python -m workbook params {exam.run} prints it")
-    return exam
+    run, cell = values["run"], _notebooks_own()
+    if run != cell["run"] and isinstance(run, str) and _file(run).is_file():
+        written, own = resolve(run).values, params.check(cell, "generate.ipynb")
+        other = [key for key, field in Exam.model_fields.items() if key not in written and getattr(own, key) != field.get_default(call_default_factory=True)]
+        if other and all(values[key] == cell[key] for key in other):
+            raise BadInput(f"params/{_file(run).name}: {', '.join(other)} are not stated, and would be those of the notebook's own exam ({own.run}); "
+                           f"expected a file that states every key: python -m workbook params {run} prints it")
+    return params.check(values)
 
 
 def _notebooks_own() -> dict[str, Any]:
