@@ -158,7 +158,7 @@ def test_a_regression_is_confirmed_by_a_fresh_engine(place, blessed, tmp_path):
     (path,) = (place / "goldens").glob("*/tiny.json")
     goldens.write(path, blessed.model_copy(update={"controls": {name: [[1e-9], [1e9]] for name in blessed.controls}}))
     done = call_faulty(place, tmp_path / "first", {"slower": 2.0}, "run", "tiny")
-    if "other processes took" in result(place)["sentence"]:  # whoever else works on this machine: then no speed compares, this one neither
+    if "other processes" in result(place)["sentence"]:  # in either look; whoever else works on this machine: then no speed compares, this one neither
         done = call_faulty(place, tmp_path / "again", {"slower": 2.0}, "run", "tiny")
     goldens.write(path, blessed)
     found, folder = result(place), place / "reports" / "runs" / "tiny"
