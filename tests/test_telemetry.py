@@ -269,7 +269,7 @@ def test_what_disturbs_a_gpu_while_measuring_is_said(columns, sentence):
 def test_a_gpu_that_nobody_watched_is_said():
     """Lost in mid-run, or never sampled; of passes too short for a sample nothing is said."""
     frame = samples()
-    lost = frame.assign(**{c: frame[c].where(frame.time < 101).astype(object) for c in frame if c.startswith("gpu1_")})
+    lost = frame.assign(**{c: frame[c].where(frame.time < 101).astype(object) for c in frame if c.startswith("gpu1_") and c != "gpu1_foreign"})
     known = {"cpu_busy_pct", "gpu0_busy_pct"}
     assert set(telemetry.busy(lost.assign(cpu_busy_pct=5.0, gpu0_busy_pct=90.0, gpu1_busy_pct=np.where(lost.time < 101, 90.0, np.nan)), WINDOWS)) == known
     long = [(101.0, 104.0), (104.0, 106.5)]

@@ -150,11 +150,11 @@ def throttled(frame: pd.DataFrame, windows: Iterable[tuple[float, float]]) -> di
 
 def disturbances(frame: pd.DataFrame, windows: Sequence[tuple[float, float]], gpus: Sequence[int] = ()) -> list[str]:
     """What makes measurements invalid, a sentence each: GPUs in a thermal or hardware slowdown, foreign processes on them, and
-    those of `gpus` that nobody watched for as long as shows either."""
+    those of `gpus` of which NVML told nothing (it then lists no process either)."""
     problems, inside = [], _inside(frame, windows)
     if sum(end - begin for begin, end in windows) >= UNWATCHED_S:
         problems += [f"GPU {gpu} was not watched while measuring: whether anything disturbed it is not known"
-                     for gpu in gpus if inside.filter(regex=rf"^gpu{gpu}_").dropna(how="all").empty]
+                     for gpu in gpus if inside.filter(regex=rf"^gpu{gpu}_(?!foreign)").dropna(how="all").empty]
     for gpu, shares in throttled(frame, windows).items():
         bad = [f"{REASONS[bit]} in {shares[REASONS[bit]]:.0%}" for bit in REASONS if bit & SLOWDOWNS and REASONS[bit] in shares]
         if bad:

@@ -10,8 +10,7 @@ from typing import Any
 
 from workbook.errors import BadInput
 
-
-TODAY = datetime.date(2026, 1, 1)
+DATE = datetime.date(2026, 1, 1)
 """What a chat template is told that cannot do without a date: one, or the prompts would be others every day."""
 
 
@@ -72,7 +71,7 @@ class Tokenizer:
             except UndefinedError as error:  # most that know this function do without it
                 if "strftime_now" not in str(error):
                     raise
-                return self._template.render(given, strftime_now=TODAY.strftime)
+                return self._template.render(given, strftime_now=DATE.strftime)
         except TemplateError as error:
             raise BadInput(f"key 'chat_template' is true: the chat template in {self._folder} cannot be rendered ({type(error).__name__}: {error}); expected one "
                            "that transformers documents, or false") from None
