@@ -108,12 +108,13 @@ def main() -> int:
             print(what)
             ratios[what] = pairs.alternate(lambda n=count: first.passed(n, second), lambda n=count: second.passed(n, first), args.pairs,
                                            ("async", "offline"), args.rounds)
+        busiest = max(started, key=lambda e: e.idle)
+        print(f"the {busiest.name} engine used {busiest.idle:.2%} of a core while it was idle, the other less; expected at most {IDLE:.0%}")
+        return pairs.report(ratios) or int(busiest.idle > IDLE)
     finally:
+        sys.stdout.flush()
         for engine in reversed(started):  # the later one waits for the memory that was free beside the earlier one
             engine.close()
-    busiest = max(started, key=lambda e: e.idle)
-    print(f"the {busiest.name} engine used {busiest.idle:.2%} of a core while it was idle, the other less; expected at most {IDLE:.0%}")
-    return pairs.report(ratios) or int(busiest.idle > IDLE)
 
 
 if __name__ == "__main__":
