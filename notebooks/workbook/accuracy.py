@@ -122,4 +122,4 @@ def sign_flip(lost: np.ndarray) -> float:
         positive = np.zeros(size * count + 1)  # by the sum of the positive ones
         positive[::size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
         chances = signal.convolve(chances, positive)
-    return float(min(1.0, chances[lost[lost > 0].sum():].sum()))
+    return float(np.clip(chances[lost[lost > 0].sum():].sum(), 0.0, 1.0))  # the convolution rounds

@@ -12,7 +12,7 @@ DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|(?<=[$€£])\d{1,3}(?: \d{3})+(?
 CURRENCY = r"(?:US\$|USD|Rs\.?|[$€£¥₹₱])"
 NUMBER = re.compile(
     rf"(?<![A-Za-z0-9.])(?P<sign>[-−–+])?\s?{CURRENCY}?\s?(?P<inner>[-−])?(?P<value>(?<![\d.]){DIGITS})"
-    rf"(?:[eE](?P<e>[+-]?\d{{1,2}})\b|\s+(?P<part>\d+/\d+)(?![\d/])|\s*/\s*{CURRENCY}?(?P<under>\d+(?:,\d{{3}})*)(?![\d/.])|:(?P<minutes>[0-5]\d)(?!\d)|\s*[×x*]\s*10\s*\^\s*\{{?(?P<power>-?\d+)\}}?)?"
+    rf"(?:[eE](?P<e>[+-]?\d{{1,2}})\b|\s+(?P<part>\d+/\d+)(?![\d/])|\s*/\s*{CURRENCY}?(?P<under>\d+(?:,\d{{3}})*)(?![\d/]|\.\d)|:(?P<minutes>[0-5]\d)(?!\d)|\s*[×x*]\s*10\s*\^\s*\{{?(?P<power>-?\d+)\}}?)?"
     r"(?P<percent>\s?(?:%|percent\b|per cent\b))?(?:\s?(?P<unit>thousand|million|billion|trillion|k)\b)?(?P<ordinal>(?:st|nd|rd|th)\b)?", re.IGNORECASE)
 """A number with what belongs to it. No sign of a subtraction: `7-3`, `(2) - 3`."""
 LONGEST = 60
@@ -44,6 +44,8 @@ TURN = re.compile(r"<\|(?:im_end|endoftext|eot_id|end_of_text|end)\|>|</s>|<end_
 TAIL = 800
 """Characters at the end of a text in which an answer without an announcement is looked for first."""
 LATEX = [(re.compile(pattern), text) for pattern, text in (
+    # A sign stays with its fraction.
+    (r"(?<=[-−])\\[dtc]?frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}", r"\1/\2 "),
     (r"\\[dtc]?frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}", r" \1/\2 "), (r"(?<=\d)(?:\{,\}|\\[,!;:]\s?)(?=\d{3})", ""), (r"\\([$%#&_])", r"\1"),
     (r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|emph|underline|bf|rm)\s*\{([^{}]*)\}", r" \1 "), (r"\\times\b", "×"), (r"\\approx\b", "≈"),
     (r"\\(?:left|right|displaystyle|quad|qquad|,|;|!|:)", " "), (r"\^\{?\\circ\}?", " "))]
@@ -116,7 +118,7 @@ def _plain(text: str) -> str:
             text = pattern.sub(instead, text)
     for sign, instead in VULGAR.items():
         if sign in text:
-            text = text.replace(sign, f" {instead}")
+            text = re.sub(rf"(?<![-−]){sign}", f" {instead}", text).replace(sign, instead)
     return CENTS.sub(lambda m: f"${m[1]}.{int(m[2]):02}", text) if "cents" in text or "cent " in text else text
 
 
