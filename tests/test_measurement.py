@@ -5,7 +5,9 @@ import signal
 import subprocess
 import threading
 import time
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -128,6 +130,17 @@ def test_an_interruption_between_two_passes_loses_nothing(monkeypatch, at, whole
     monkeypatch.setattr(controls, "beside", lambda cpu: contextlib.nullcontext(interrupted))
     found = measured(Paced(0.0))
     assert (found.stopped, found.interrupted, len(found.done)) == ("interrupted", True, whole)
+
+
+def test_what_the_client_made_late_is_no_latency_of_the_engine():
+    request = load.Request(0, 0, (1,), 4, None)
+    waits = [replace(answered(request), arrival=0.0, first_token=0.1)] * 100
+    assert load.late(np.full(100, 0.019), waits) == "" and load.late(np.zeros(0), []) == ""
+    assert load.late(np.full(100, 0.03), waits) == ("the load generator sent its requests late: 30 ms of the 100 ms to the first token are its own (p50); "
+                                                    "expected at most 10%")
+    few = np.where(np.arange(1000) % 20, 0.0, 0.05)
+    assert "50 ms of the 100 ms to the first token are its own (p99)" in load.late(few, waits * 10)
+    assert load.late(few[:100], waits) == "", "of a hundred requests the 99th percentile is one's own"
 
 
 def test_every_point_of_a_sweep_is_measured_in_each_repetition():

@@ -158,7 +158,7 @@ def evidence(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], bus
         client_pct=float(np.median([r.measured.get(metrics.CLIENT, nan) for r in done])),
         processes=tuple((name, share) for name in metrics.PROCESSES if isfinite(share := float(np.median([r.measured.get(f"{name}_cpu_pct", nan) for r in done])))),
         slots=exam.engine_args.get("max_num_seqs", SLOTS) * exam.engine_args.get("data_parallel_size", 1) * exam.replicas if local else 0,
-        paced=exam.load in ("poisson", "gamma", "burst"))
+        paced=exam.open_loop)
 
 
 def _occupied(rows: pd.DataFrame) -> tuple[float, float]:

@@ -14,8 +14,11 @@ import pandas as pd
 from workbook import arrivals, limits, progress
 from workbook.engines import Answer, EngineDied, Request
 from workbook.errors import Stopped
-from workbook.params import Exam
+from workbook.params import REQUESTS_OF_P99, Exam
 from workbook.subjects import Question
+
+LATE, LATE_S = 0.1, 0.02
+"""The most of the time to the first token that may be the client's own, where it is more than so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,23 @@ def _pass(engine, exam: Exam, batch: list[Request], number: int, point: int, lab
         have = sorted(answers, key=lambda a: (a.prompt_id, a.sample))
         raise Unfinished(f"{why} (in {label}, with {len(have):,} of {len(batch):,} answers)", Repetition(number, point, began, time.monotonic(), have, {})) from error
     # A batch has no schedule to fall behind: how long it takes to hand it over is part of its makespan.
-    behind = done.behind() if exam.load in ("poisson", "gamma", "burst") else ""
+    behind = done.behind() or late(done.late_s, done.replies) if exam.open_loop else ""
     measured = {} if peak is None else {"kv_cache_peak_pct": peak}
     if exam.engine != "offline":
         measured["client_cpu_pct"] = 100 * own / (done.finished - done.started)
     return Repetition(number, point, done.started, done.finished, done.replies, growth, behind, measured)
+
+
+def late(late_s: np.ndarray, answers: list[Answer]) -> str:
+    """A sentence where requests were sent so late that the client's lateness, which counts in every time from the scheduled arrival, is
+    more than `LATE` of the time to the first token, in the middle or (from 1,000 requests on) at the 99th percentile; else empty."""
+    waits = np.array([a.first_token - a.arrival for a in answers if a.first_token is not None and a.arrival is not None])
+    for percent in (50, 99) if len(waits) >= REQUESTS_OF_P99 else (50,) if len(waits) else ():
+        own, whole = np.percentile(late_s, percent), np.percentile(waits, percent)
+        if own > max(LATE * whole, LATE_S):
+            return (f"the load generator sent its requests late: {own * 1e3:.0f} ms of the {whole * 1e3:.0f} ms to the first token are its own (p{percent}); "
+                    f"expected at most {LATE:.0%}")
+    return ""
 
 
 def _why(error: BaseException) -> str:

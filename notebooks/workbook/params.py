@@ -198,10 +198,9 @@ class Exam(Section):
             yield f"key 'concurrency' is {sizes}: requests of load '{self.load}' come at a rate, however many are under way; expected []"
         if self.load in ("closed", "burst") and sizes and sizes[-1] > total:
             yield f"key 'concurrency' ends with {sizes[-1]}: there are {total} requests (num_prompts x n), so that many are never under way; expected at most {total}"
-        open_loop = self.load in ("poisson", "gamma", "burst")
-        if open_loop and not self.request_rate:
+        if self.open_loop and not self.request_rate:
             yield f"key 'request_rate' is 0: load '{self.load}' sends by the clock; expected more than 0, requests a second"
-        if self.request_rate and not open_loop:
+        if self.request_rate and not self.open_loop:
             yield f"key 'request_rate' is {self.request_rate:g}: load '{self.load}' has no rate; expected 0, or load: poisson, gamma or burst"
 
     def _gate_problems(self):
@@ -246,6 +245,11 @@ class Exam(Section):
         if self.load == "closed":
             return len(self.points) * self.num_prompts * self.n
         return sum(self.points) or self.num_prompts * self.n
+
+    @property
+    def open_loop(self) -> bool:
+        """Whether requests are sent by the clock, however many are under way."""
+        return self.load in ("poisson", "gamma", "burst")
 
     @property
     def free_to_stop(self) -> bool:
