@@ -115,6 +115,26 @@ def test_answers_that_are_worth_nothing_are_no_measurement(tiny):
     assert again.problems == [f"visit 02-b: {found[0]}"] and paired.verdict_of(again, judged(again))[0] == "INVALID"
 
 
+def test_shorter_answers_are_no_speed(tiny):
+    """A request that ends after a third of the tokens ends earlier, and nothing was gained."""
+    free = TINY.replace("ignore_eos: true", "ignore_eos: false").replace("random\ninput_len: 4\noutput_len: 20", "chain_sum").replace("max_tokens: 0", "max_tokens: 20")
+    (tiny / "params" / "tiny.yaml").write_text(free)
+    experiment = planned()
+    visited(experiment, "01-a", 1000)
+    visited(experiment, "02-b", 1000, output_tokens=7, finish_reason="stop")
+    assert paired.read("tiny").problems == [
+        "visit 02-b: its answers are 35% as long as those of visit 01-a (7.0 tokens, 20.0 there; expected 90% to 110%; p = 0), so the speeds do not compare; "
+        'SET="ignore_eos=true" makes all answers as long as max_tokens']
+
+
+def test_an_open_loop_wants_a_gate(tiny):
+    """Its throughput is the schedule's."""
+    (tiny / "params" / "tiny.yaml").write_text(TINY.replace("gates: {output_tok_s: {}}", "load: poisson\nrequest_rate: 5"))
+    with pytest.raises(BadInput, match="key 'load' of run 'tiny' is 'poisson' and key 'gates' is empty: .*; expected a gate of what a request gets"):
+        ab.variants("tiny", SAME, NOTHING)
+    assert ab.variants("tiny", SAME, exams.parse_set("gates.e2e_p50_ms.delta=0.05"))["b"].gates
+
+
 def test_times_are_judged_the_other_way_round(tiny):
     (tiny / "params" / "tiny.yaml").write_text(TINY.replace("output_tok_s: {}", "e2e_p50_ms: {}, output_tok_s: {}"))
     experiment = measured(lambda side, i: 900 if side == "b" else 1000)

@@ -170,6 +170,9 @@ def test_what_helps_is_combined_as_far_as_it_goes_together(tiny):
     replicas = found.untuned.model_copy(update={"engine": "server", "replicas": 2})
     whole, members = sweeps.combined(found.untuned, [by["eager"], replicas])
     assert whole.replicas == 2 and members == [0, 1]
+    level, mode = (found.untuned.model_copy(update={"engine_args": found.untuned.engine_args | {"compilation_config": value}}) for value in (3, {"mode": 3}))
+    assert sweeps.combined(found.untuned, [level, mode]) is None, "a value, or one within it"
+    assert sweeps.combined(found.untuned, [mode, level, by["eager"]])[1] == [0, 2]
 
 
 # -- the visits ---------------------------------------------------------------------------------
@@ -396,8 +399,25 @@ def test_an_interruption_keeps_what_is_there(tiny, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         tune.take("tiny")
     result = files.read_json(paths.tune_folder("tiny") / "result.json")
-    assert (result["status"], result["sentence"], len(result["points"])) == ("INVALID", "interrupted", 2)
+    said = "interrupted after 2 of 5 visits: what these measured is here, and no setting is called the best"
+    assert (result["status"], result["sentence"], result["best"], len(result["points"])) == ("INVALID", said, None, 2)
     assert result["settings"]["async"]["problem"] == "not visited"
+    assert said in page()[0] and not (paths.tune_folder("tiny") / best.NAME).exists()
+
+
+def test_nothing_is_visited_that_could_not_be_held_against_anything(tiny, monkeypatch):
+    monkeypatch.setattr("workbook.visit.make", lambda folder, exam: failed(folder.name))
+    planned()
+    tune.visit_all("tiny")
+    assert [v.name for v in tuning.read("tiny").visits] == ["01-untuned"]
+
+
+def test_an_open_loop_is_no_sweep(tiny):
+    """All settings that keep up would have one throughput, the schedule's."""
+    paced = TINY.replace("concurrency: [1, 4]", "engine: async\nload: poisson\nrequest_rate: 5").replace("gates: {output_tok_s@4: {}}", "")
+    (tiny / "params" / "tiny.yaml").write_text(paced)
+    with pytest.raises(BadInput, match="^params/tune/tiny.yaml: key 'load' of run 'tiny' is 'poisson': requests are sent by the clock, so that .*; expected batch or closed$"):
+        sweeps.load("tiny")
 
 
 def test_make_passes_every_word_on():

@@ -1,5 +1,5 @@
 """An A/B as it lies in the reports: its visits, the verdict on their pairs, and its `result.json`."""
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from workbook import controls, files, goldens, metrics, params, paths, sessions, verdicts
+from workbook import controls, files, goldens, metrics, params, paths, quality, sessions, verdicts
 from workbook.errors import BadInput
 from workbook.params import Exam
 from workbook.runs import now
@@ -34,11 +34,13 @@ class Visit:
         problem: why it is not valid, in a sentence; empty if it is.
         record: its `run.json`; empty if generate.ipynb did not get that far.
         metrics: of each repetition, as `metrics.by_repetition`; empty likewise.
+        lengths: output tokens of the first pass by question and sample; None where the exam sets them, or an answer is missing.
     """
     name: str
     problem: str
     record: dict[str, Any]
     metrics: pd.DataFrame
+    lengths: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def variant(self) -> str:
@@ -137,10 +139,20 @@ def read_visit(folder: Path, run: str, first: Visit | None) -> Visit:
     if first and first.record and first.record["prompts_sha256"] != record["prompts_sha256"]:
         problems.append(f"its prompts are not those of visit {first.name} (set {record['prompts_sha256'][:12]} and {first.record['prompts_sha256'][:12]}: "
                         "another tokenizer or chat template?), so the speeds do not compare")
-    visit = Visit(folder.name, "", record, measured.by_repetition)
+    lengths = goldens.by_question(goldens.answers_of(requests), "output_tokens") if exam.free_to_stop and not problems else None
+    if first and first.lengths is not None and lengths is not None:
+        problems += _other_lengths(first, lengths)
+    visit = Visit(folder.name, "", record, measured.by_repetition, lengths)
     problems += [f"{name} is gated and has a sample that is not above 0; expected none, since speeds are compared in logs"
                  for name in exam.gates if any(x <= 0 for x in visit.samples(name))]
     return replace(visit, problem="; ".join(problems))
+
+
+def _other_lengths(first: Visit, lengths: np.ndarray) -> list[str]:
+    """A sentence where the answers are not as long as the first visit's: shorter ones end earlier, and that is no speed."""
+    ratio, p, off = quality.compare_lengths(first.lengths, lengths)
+    return [f"its answers are {ratio:.0%} as long as those of visit {first.name} ({lengths.mean():.1f} tokens, {first.lengths.mean():.1f} there; expected {quality.SHORTEST:.0%} to "
+            f"{quality.LONGEST:.0%}; p = {p:.2g}), so the speeds do not compare; SET=\"ignore_eos=true\" makes all answers as long as max_tokens"] if off else []
 
 
 def judge(name: str, a: list[list[float]], b: list[list[float]]) -> dict[str, Any]:

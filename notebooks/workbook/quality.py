@@ -63,14 +63,20 @@ def judge_lengths(lengths: np.ndarray, golden: Golden | None) -> dict[str, Any] 
     """
     if not golden or golden.lengths is None:
         return None
-    before, now = np.array(golden.lengths).mean(axis=1), lengths.mean(axis=1)
-    moved = now - before
+    ratio, p, off = compare_lengths(np.array(golden.lengths), lengths)
+    before, now = float(np.mean(golden.lengths)), float(lengths.mean())
+    sentence = f"answers are {ratio:.0%} as long as the golden's ({now:.1f} tokens, {before:.1f} then"
+    sentence += f"; expected {SHORTEST:.0%} to {LONGEST:.0%}; p = {p:.2g})" if off else ")"
+    return {"status": "REGRESSED" if off else "PASSED", "sentence": sentence, "ratio": ratio, "mean": now, "golden": before, "p": p}
+
+
+def compare_lengths(before: np.ndarray, now: np.ndarray) -> tuple[float, float, bool]:
+    """Two sets of answers to the same questions, by their output tokens (questions, samples): ratio of the means, p of a paired t test of
+    the questions' means (two-sided), and whether the second are of another length (`judge_lengths`)."""
+    moved = now.mean(axis=1) - before.mean(axis=1)
     p = float(np.nan_to_num(stats.ttest_1samp(moved, 0).pvalue, nan=1.0)) if np.ptp(moved) else float(len(moved) < 2 or not moved[0])
     ratio = float(now.mean() / before.mean())
-    off = not SHORTEST <= ratio <= LONGEST and p < ALPHA
-    sentence = f"answers are {ratio:.0%} as long as the golden's ({now.mean():.1f} tokens, {before.mean():.1f} then"
-    sentence += f"; expected {SHORTEST:.0%} to {LONGEST:.0%}; p = {p:.2g})" if off else ")"
-    return {"status": "REGRESSED" if off else "PASSED", "sentence": sentence, "ratio": ratio, "mean": float(now.mean()), "golden": float(before.mean()), "p": p}
+    return ratio, p, not SHORTEST <= ratio <= LONGEST and p < ALPHA
 
 
 def judge_parting(new: tuple[int, int] | None, golden: Golden | None) -> dict[str, Any] | None:

@@ -60,6 +60,9 @@ def load(run: str, overrides: Written | None = None, only: str = "") -> Sweep:
     settings = {UNTUNED: params.check(common.values, source, common.places)}
     if settings[UNTUNED].engine == "endpoint":
         raise BadInput(f"{source}: key 'engine' of run '{run}' is 'endpoint', which runs already as somebody has set it; expected offline, async or server")
+    if settings[UNTUNED].open_loop:
+        raise BadInput(f"{source}: key 'load' of run '{run}' is '{settings[UNTUNED].load}': requests are sent by the clock, so that all settings that keep up have the same throughput; "
+                       "expected batch or closed")
     for name in _chosen(only, list(variants)):
         whole = variants[name].over(common)
         settings[name] = params.check(whole.values, f"{source}, variant {name}", whole.places)
@@ -88,7 +91,7 @@ def leaves(values: dict[str, Any], prefix: KeyPath = ()) -> dict[KeyPath, Any]:
 
 def combined(untuned: Exam, helpful: list[Exam]) -> tuple[Exam, list[int]] | None:
     """The settings that help as one: the first, and each next one that asks for nothing else where one before it
-    changes the same key.
+    changes the same key, or a key within it.
 
     Args:
         helpful: the best one first.
@@ -100,7 +103,7 @@ def combined(untuned: Exam, helpful: list[Exam]) -> tuple[Exam, list[int]] | Non
     whole, members = untuned, []
     for place, exam in enumerate(helpful):
         wanted = changes(untuned, exam)
-        if any(path in taken and taken[path] != value for path, value in wanted.items()):
+        if any(_conflict(path, value, *other) for path, value in wanted.items() for other in taken.items()):
             continue
         try:
             whole = _with(untuned, taken | wanted)
@@ -111,6 +114,12 @@ def combined(untuned: Exam, helpful: list[Exam]) -> tuple[Exam, list[int]] | Non
     if len(members) < 2 or any(changes(whole, helpful[place]) == {} for place in members):
         return None
     return whole, members
+
+
+def _conflict(path: KeyPath, value: Any, other: KeyPath, taken: Any) -> bool:
+    """Whether two changes exclude each other: two values of one key, or one of a key and one within it."""
+    common = min(len(path), len(other))
+    return path[:common] == other[:common] and (len(path) != len(other) or value != taken)
 
 
 def text(path: KeyPath, value: Any) -> str:

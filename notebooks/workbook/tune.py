@@ -1,4 +1,6 @@
 """Tuning: a run with every setting of its sweep, each in a fresh engine, and those that help together."""
+from dataclasses import replace
+
 from workbook import best, executor, files, metrics, models, pages, paths, platforms, runs, sweeps, tuning, visit
 from workbook.errors import BadInput
 from workbook.exams import Written
@@ -34,13 +36,15 @@ def take(run: str, rounds: int = 1, only: str = "", overrides: Written | None = 
             if combine(run):
                 visit_all(run)
         except KeyboardInterrupt:
-            write_result(run, "interrupted")
+            write_result(run, "interrupted")  # first, since another may follow
+            tuning.write_plan(replace(tuning.read(run), stopped="interrupted"))
+            report(run)
             raise
         return report(run, strict)
 
 
 def visit_all(run: str) -> None:
-    """Make the visits that are planned and not yet made, one after the other."""
+    """Make the visits that are planned and not yet made, one after the other, up to one of the untuned run that fails."""
     found = tuning.read(run)
     names = tuning.order(list(found.settings), found.rounds)
     for number, name in enumerate(names, start=1):
@@ -51,6 +55,8 @@ def visit_all(run: str) -> None:
         visit.make(folder, found.settings[tuning.setting_of(name)])
         found = tuning.read(run)
         say(f"  {progress(found, name)}")
+        if tuning.setting_of(name) == UNTUNED and found.problem(UNTUNED):
+            return  # nothing to hold the others against
 
 
 def progress(found: Tuning, name: str) -> str:
@@ -102,4 +108,4 @@ def write_result(run: str, problem: str) -> None:
     """Write the `result.json` of a tuning that did not get to its end, with what was measured."""
     found = tuning.read(run)
     result = tuning.result(found, tuning.point_table(found))
-    files.write_json(paths.tune_folder(run) / "result.json", result | {"status": "INVALID", "sentence": problem})
+    files.write_json(paths.tune_folder(run) / "result.json", result | {"status": "INVALID", "sentence": problem, "best": None})

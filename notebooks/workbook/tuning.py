@@ -50,6 +50,7 @@ class Tuning:
     Attributes:
         settings: the exam of each, by name; `untuned` is the first.
         members: the settings that `combined` is made of; empty where it was not tried.
+        stopped: what ended it before all visits were made; empty if nothing did.
     """
     run: str
     started: str
@@ -57,6 +58,7 @@ class Tuning:
     settings: dict[str, Exam]
     members: list[str]
     visits: list[Visit]
+    stopped: str = ""
 
     @property
     def untuned(self) -> Exam:
@@ -166,7 +168,8 @@ def write_plan(tuning: Tuning) -> None:
     """Write the plan, before the first visit and when `combined` comes into it."""
     settings = {name: exam.model_dump(mode="json") for name, exam in tuning.settings.items()}
     files.write_json(paths.tune_folder(tuning.run) / PLAN, {
-        "run": tuning.run, "started": tuning.started, "rounds": tuning.rounds, "order": list(settings), "settings": settings, "members": tuning.members})
+        "run": tuning.run, "started": tuning.started, "rounds": tuning.rounds, "order": list(settings), "settings": settings, "members": tuning.members,
+        "stopped": tuning.stopped})
 
 
 def read(run: str) -> Tuning:
@@ -181,7 +184,7 @@ def read(run: str) -> Tuning:
     plan = files.read_json(folder / PLAN)
     settings = {name: params.check(plan["settings"][name], PLAN) for name in plan["order"]}
     visits = paired.read_visits(folder, order(plan["order"], plan["rounds"]), run)
-    return Tuning(run, plan["started"], plan["rounds"], settings, plan["members"], visits)
+    return Tuning(run, plan["started"], plan["rounds"], settings, plan["members"], visits, plan["stopped"])
 
 
 def point_table(tuning: Tuning) -> pd.DataFrame:
@@ -241,6 +244,8 @@ def verdict(tuning: Tuning) -> tuple[str, str]:
     """Status of a tuning and the sentence that says what was found: IMPROVED, PASSED (nothing is faster), INCONCLUSIVE
     (nor can it be said, on a machine that changed) or INVALID."""
     failed = [name for name in tuning.settings if tuning.problem(name)]
+    if tuning.stopped:
+        return "INVALID", f"{tuning.stopped} after {len(tuning.visits)} of {len(order(list(tuning.settings), tuning.rounds))} visits: what these measured is here, and no setting is called the best"
     if UNTUNED in failed:
         return "INVALID", f"{tuning.problem(UNTUNED)}: nothing to hold the settings against"
     tried = [name for name in tuning.valid if name != UNTUNED]
