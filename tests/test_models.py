@@ -84,6 +84,28 @@ def test_a_hub_that_cannot_be_reached(monkeypatch, tmp_path):
         hub.model("a/b/c", "model")
 
 
+def test_a_download_that_was_cut_off_is_finished(monkeypatch):
+    """The hub is asked although the cache has a folder; where it cannot be, what there is of a commit is taken, and of a branch nothing."""
+    import httpx
+    import huggingface_hub
+    from huggingface_hub import constants
+    asked, commit = [], 40 * "a"
+
+    def download(local_files_only=False, **words):
+        asked.append((words["revision"], local_files_only))
+        return "/half" if local_files_only else "/whole"
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(httpx, "head", lambda *_, **__: None)
+    assert [str(hub.model(f"a/b@{r}", "model")) for r in (commit, "nightly")] == ["/whole", "/whole"]
+    monkeypatch.undo()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert str(hub.model(f"a/b@{commit}", "model")) == "/half"
+    with pytest.raises(BadInput, match="the hub cannot be reached"):
+        hub.model("a/b@nightly", "model")
+    assert asked == [(commit, False), ("nightly", False), (commit, True)]
+
+
 def shape_parameters(name):
     """Parameters of a decoder with gated FFN, counted from its config."""
     c = json.loads((models.SHAPES / f"{name}.json").read_text())

@@ -142,6 +142,8 @@ BAD_FILES = [
     ([GOOD | {"id": 7}, "\n", GOOD | {"id": "7"}], {}, "{path} line 3: key 'id' is '7', as on line 1; expected every id once"),
     ([GOOD, {"prompt": "two?"}], {"scorers": ["numeric"]},
      "{path} line 2: key 'answer' is missing and key 'scorers' is ['numeric']; expected a right answer on every line, or scorers: []"),
+    ([GOOD | {"answer": "B"}], {"scorers": ["numeric"]},
+     "{path} line 1: key 'answer' is 'B' and key 'scorers' is ['numeric'], which compare numbers; expected a number, or scorers: []"),
     ([], {}, "subject 'jsonl' ({path}) has no prompts; expected at least one"),
     ([GOOD], {}, "key 'num_prompts' is 2: subject 'jsonl' has 1; expected at most that, or repeat_prompts: true"),
     ([GOOD, GOOD], {"subject_args": {"promt": "x"}}, "key 'subject_args' has 'promt'; expected names of the fields prompt, answer and id"),

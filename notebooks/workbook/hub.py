@@ -1,4 +1,6 @@
 """The Hugging Face hub: models and data sets at a pinned revision, into its own cache."""
+import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,10 +9,13 @@ from workbook.errors import BadInput
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 TIMEOUT_S = 10
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""A revision that is one for ever; a branch or tag is what the hub says today."""
 
 
 def model(name: str, key: str) -> Path:
-    """Folder of a model of the hub, downloaded unless it is there.
+    """Folder of a model of the hub, downloaded unless it is there. The hub is asked each time, for a download that was cut off leaves a folder
+    that looks like a whole one; where it cannot be reached, what the cache has of a commit is taken.
 
     Args:
         name: `owner/name@revision`; without a revision, `main` as it is today.
@@ -26,24 +31,22 @@ def model(name: str, key: str) -> Path:
 
 
 def dataset_file(repo: str, revision: str, name: str) -> Path:
-    """One file of a data set of the hub, downloaded unless it is there; raises as `model`."""
-    from huggingface_hub import hf_hub_download
+    """One file of a data set of the hub, downloaded unless it is there (a file is whole or not there); raises as `model`."""
+    from huggingface_hub import errors, hf_hub_download
+    if COMMIT.fullmatch(revision):
+        with contextlib.suppress(errors.LocalEntryNotFoundError):
+            return Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision, local_files_only=True))
     return Path(_fetch(hf_hub_download, f"data set '{repo}' at {revision[:12]}", "a data set's", "key 'subject_path' with a JSONL on disk",
                        repo_id=repo, revision=revision, filename=name, repo_type="dataset", etag_timeout=TIMEOUT_S))
 
 
 def _fetch(download: Callable, what: str, whose: str, way_out: str, **words: Any) -> str:
-    """Call a download; what is in the cache under a pinned revision is used without asking the hub."""
+    """Call a download; where the hub cannot be reached, what is in the cache under a commit is used."""
     import httpx
     from huggingface_hub import constants, errors
     from huggingface_hub.utils import validate_repo_id
     try:
         validate_repo_id(words["repo_id"])
-        if words["revision"]:
-            try:
-                return download(local_files_only=True, **words)
-            except errors.LocalEntryNotFoundError:
-                pass
         if not constants.HF_HUB_OFFLINE:
             # One question without the library's retries: where there is no network they take half a minute.
             httpx.head(constants.ENDPOINT, timeout=TIMEOUT_S)
@@ -55,6 +58,9 @@ def _fetch(download: Callable, what: str, whose: str, way_out: str, **words: Any
     except errors.HFValidationError as error:
         raise BadInput(f"{what}: {error}; expected owner/name@revision") from None
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+        if COMMIT.fullmatch(words["revision"] or ""):
+            with contextlib.suppress(errors.LocalEntryNotFoundError):
+                return download(local_files_only=True, **words)
         cause = error.__cause__ or error
         raise BadInput(f"{what}: the hub cannot be reached ({type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else 'no reason given'}); "
                        f"expected a network that reaches huggingface.co, a cache that has it (HF_HOME), or {way_out}") from None

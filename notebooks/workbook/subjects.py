@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from workbook import hub, paths
+from workbook import hub, paths, scorers
 from workbook.errors import BadInput
 from workbook.params import Exam
 from workbook.tokens import Tokenizer
@@ -157,6 +157,8 @@ def jsonl(exam: Exam, _: Tokenizer) -> Iterator[Prompt]:
         gold = row.get(names["answer"])
         if gold is None and exam.scorers:
             raise BadInput(f"{where}: key '{names['answer']}' is missing and key 'scorers' is {exam.scorers}; expected a right answer on every line, or scorers: []")
+        if exam.scorers and not scorers.gold_values(str(gold)):
+            raise BadInput(f"{where}: key '{names['answer']}' is {gold!r} and key 'scorers' is {exam.scorers}, which compare numbers; expected a number, or scorers: []")
         yield Prompt(_field(row, names["prompt"], where), gold=None if gold is None else str(gold))
 
 
