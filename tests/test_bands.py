@@ -54,6 +54,11 @@ def test_a_batch_or_a_metric_that_is_missing_fails(tmp_path, capsys):
     assert judge(tmp_path, {"batch_8": without}, {"batch_8": SWEEP}) == 0
 
 
+def test_a_batch_of_which_nothing_would_be_judged_is_refused(tmp_path, capsys):
+    assert judge(tmp_path, {"batch_1": SWEEP, "batch_8": {"throughput": 344.0}}, {"batch_1": SWEEP, "batch_8": {"throughput": 30.0}}) == 2
+    assert "key 'batch_8' has throughput; expected one of throughput_tok_per_sec, avg_latency_ms" in capsys.readouterr().err
+
+
 def test_platforms(tmp_path, capsys):
     golden = {"h100": {"batch_8": SWEEP}, "gb200": {"batch_8": SWEEP | {"throughput_tok_per_sec": 900.0}}}
     assert judge(tmp_path, golden, {"batch_8": SWEEP}, "--platform", "h100") == 0

@@ -147,6 +147,8 @@ def _sweep(values: dict[str, Any], path: Path) -> Iterator[tuple[str, float]]:
         size = batch.removeprefix("batch_")
         if batch == size or not size.isdigit() or not isinstance(entry, dict):
             raise BadInput(f"{path}: key '{batch}' is not a batch; expected batch_<size> with a mapping of metrics")
+        if not set(entry) & set(SWEEP):
+            raise BadInput(f"{path}: key '{batch}' has {', '.join(entry) or 'nothing'}; expected one of {', '.join(SWEEP)}, for else nothing would be judged of it")
         for metric in SWEEP:
             if metric in entry:
                 yield f"{metric}@{size}", _positive(entry[metric], path, f"{batch}.{metric}")
