@@ -277,6 +277,9 @@ def test_a_cancelled_run_leaves_no_process(place):
     run.stderr.read()
     assert run.wait(timeout=60) == 130
     assert result(place)["sentence"] == "interrupted in generate.ipynb"
+    assert "interrupted in generate.ipynb" in (place / "reports" / "runs" / "tiny" / "generate.html").read_text()
+    index = (place / "reports" / "index.html").read_text()
+    assert "INVALID" in index and "interrupted in generate.ipynb" in index and 'href="runs/tiny/generate.html"' in index
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in tree)
 
 

@@ -153,6 +153,23 @@ def test_a_file_of_the_wrong_ending_is_an_error_and_not_overlooked(write, folder
     assert result["sentence"] == "params/b.yml: not read; expected the ending .yaml"
 
 
+def test_a_mistake_that_was_corrected_is_forgotten(write, folders, monkeypatch):
+    """What was said of parameters that could not be read is no run's result for ever; results of a run without a file stay."""
+    monkeypatch.setattr(runner, "_report", lambda statuses, strict: statuses)
+    monkeypatch.setattr(platforms, "gpus", lambda: ())
+    write("run: a\nvariants: {x: [", "a.yaml")
+    write("run: b\n", "b.yml")
+    assert runner.run_all() == ["INVALID", "INVALID"]
+    brought = folders / "reports" / "runs" / "elsewhere"
+    brought.mkdir()
+    (brought / "run.json").write_text("{}")
+    write("run: a\nvariants:\n  x: {requires: {device: gpu, gpus: 1}}\n", "a.yaml")
+    (folders / "params" / "b.yml").unlink()
+    assert runner.run_all() == ["SKIPPED"]
+    assert sorted(p.name for p in (folders / "reports" / "runs").iterdir()) == ["a@x", "elsewhere"]
+    assert len(list((folders / "reports" / "history").glob("*/*/result.json"))) == 2
+
+
 def test_variants_that_do_not_fit_are_skipped_with_the_reason(write, folders, monkeypatch):
     monkeypatch.setattr(runner, "_report", lambda statuses, strict: statuses)
     monkeypatch.setattr(platforms, "gpus", lambda: ())

@@ -51,6 +51,21 @@ def test_the_files_for_machines(several):
     assert text.endswith("|\n\n- NOT RUN, has not been run on this machine: d, f\n")
 
 
+def test_under_strict_what_fails_is_no_green_case(several, monkeypatch):
+    monkeypatch.setenv("STRICT", "1")
+    found = [result(status, status) for status in ("NO_GOLDEN", "INCONCLUSIVE", "PASSED")]
+    summary.write(found, several)
+    suite = ElementTree.parse(several / "junit.xml").getroot()
+    assert (suite.get("failures"), suite.get("skipped")) == ("2", "0")
+    assert [c[0].tag for c in suite] == ["failure", "failure", "system-out"]
+
+
+def test_where_nothing_was_run_nothing_passed(several):
+    summary.write([result("a", "NOT_RUN")], several)
+    assert json.loads((several / "summary.json").read_text())["status"] == "NOT_RUN"
+    assert (several / "summary.md").read_text().startswith("## Goldbook: NOT_RUN\n")
+
+
 def test_what_xml_may_not_hold_costs_no_report():
     """An engine's last words may be coloured, or no text at all."""
     sentence = "died: \x1b[31mred\x1b[0m \x00\ufffe é \U0001f600 <&>"
@@ -101,6 +116,9 @@ def test_charts_of_the_answers():
     lengths = np.array([[3, 4], [48, 48]])
     axes = plots.answer_lengths(lengths, lengths[:1]).axes[0]
     assert axes.get_title() == "Length of the answers (n = 4)" and [t.get_text() for t in axes.get_legend().get_texts()] == ["golden, mean 3.5", "this run, mean 25.8"]
+    for longest in (100, 200, 256, 1024):  # of those at the limit none is left out
+        step = plots.answer_lengths(np.array([[1, longest, longest, longest]]), None).axes[0].patches[0].get_path().vertices
+        assert step[:, 1].max() == 75 and step[:, 0].max() > longest
     assert plots.answer_lengths(np.full((2, 2), 1), None).axes[0].get_xlabel() == "output tokens"
 
 

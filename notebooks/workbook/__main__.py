@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 from workbook.errors import BadInput
+from workbook.statuses import strict
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,10 +82,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _strict() -> bool:
-    return os.environ.get("STRICT", "") not in ("", "0")
-
-
 def _overrides(args: argparse.Namespace):
     from workbook import exams
     return exams.parse_set(args.set, args.model or "")
@@ -116,12 +113,12 @@ def _reference(args: argparse.Namespace) -> int:
 
 def _run_all(args: argparse.Namespace) -> int:
     from workbook import runner
-    return _executing(lambda: runner.run_all(_strict()))
+    return _executing(lambda: runner.run_all(strict()))
 
 
 def _run(args: argparse.Namespace) -> int:
     from workbook import runner
-    return _executing(lambda: runner.run(args.run, _overrides(args), _strict()))
+    return _executing(lambda: runner.run(args.run, _overrides(args), strict()))
 
 
 def _record(args: argparse.Namespace) -> int:
@@ -139,12 +136,12 @@ def _record(args: argparse.Namespace) -> int:
 def _ab(args: argparse.Namespace) -> int:
     from workbook import ab
     pythons = {"a": args.python_a, "b": args.python_b}
-    return _executing(lambda: ab.take(args.run, {"a": args.a, "b": args.b}, pythons, args.pairs, _overrides(args), _strict()))
+    return _executing(lambda: ab.take(args.run, {"a": args.a, "b": args.b}, pythons, args.pairs, _overrides(args), strict()))
 
 
 def _tune(args: argparse.Namespace) -> int:
     from workbook import tune
-    return _executing(lambda: tune.take(args.run, args.rounds, args.only, _overrides(args), _strict()))
+    return _executing(lambda: tune.take(args.run, args.rounds, args.only, _overrides(args), strict()))
 
 
 def _executing(work):
@@ -176,7 +173,7 @@ def _diff(args: argparse.Namespace) -> int:
     from workbook.statuses import exit_code
     text, status = diffs.report(args.a, args.b)
     print(text)
-    return exit_code([status], _strict())
+    return exit_code([status], strict())
 
 
 def _import_golden(args: argparse.Namespace) -> int:
@@ -195,7 +192,7 @@ def _judge_band(args: argparse.Namespace) -> int:
 
 def _summary(args: argparse.Namespace) -> int:
     from workbook import runner
-    return _executing(lambda: runner.summary_only(_strict()))
+    return _executing(lambda: runner.summary_only(strict()))
 
 
 if __name__ == "__main__":

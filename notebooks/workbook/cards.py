@@ -24,7 +24,10 @@ def badge(status: str) -> str:
 
 
 def verdict(status: str, sentence: str, questions: Iterable[dict[str, str]] = ()) -> str:
-    """The first screen: the status, its sentence, and the questions with their answers."""
+    """The first screen: the status, its sentence, and the questions with their answers. What of a pass is an answer below is said there alone."""
+    questions = list(questions)
+    for q in questions if status in ("PASSED", "IMPROVED") else ():
+        sentence = sentence.replace(f"; {q['answer']}", "")
     rows = "".join(f'<tr><th style="text-align:left;vertical-align:top;white-space:nowrap;padding:.4em 1.2em .4em 0">{html.escape(q["question"])}</th>'
                    f'<td style="text-align:left;padding:.4em 0">{html.escape(q["answer"])}</td></tr>' for q in questions)
     table = f'<table style="border-collapse:collapse;margin-top:1em;font-size:1em">{rows}</table>' if rows else ""
@@ -44,6 +47,13 @@ def run_card(result: dict[str, Any], pages: list[str], links: dict[str, str]) ->
     return (f'<section id="{html.escape(result["run"])}" style="margin:1.6em 0"><h3 style="margin:.2em 0">{html.escape(result["run"])}'
             f'<span style="font-weight:400;color:#57606a">&ensp;{html.escape(result["title"])}</span></h3>'
             f'{verdict(result["status"], result["sentence"], result["questions"])}{below}</section>')
+
+
+def bare_page(title: str, note: str, body: str) -> str:
+    """A whole page around fragments, for where no notebook makes one."""
+    return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title></head>'
+            f'<body style="font-family:sans-serif;max-width:64em;margin:2em auto;background:#fff;color:#1f2328">'
+            f'<h1>{html.escape(title)}</h1><p>{html.escape(note)}</p>{body}</body></html>\n')
 
 
 def table(frame: pd.DataFrame, caption: str = "") -> str:

@@ -55,7 +55,7 @@ def samples_against_golden(name: str, unit: str, direction: str, sessions: list[
         mean = float(np.exp(np.mean([np.mean(np.log(s)) for s in golden])))
         axes.axhline(mean, color="C0", lw=1, ls="--", label="golden mean")
         if delta is not None:
-            limit = mean * ((1 - delta) if direction == "higher" else (1 + delta))
+            limit = mean * (1 - delta) if direction == "higher" else mean / (1 - delta)  # of the speed
             axes.axhspan(min(mean, limit), max(mean, limit), color="C0", alpha=0.12, label=f"tolerated loss, {delta:.0%}")
         axes.legend(loc="best", frameon=False, fontsize=8)
     axes.set_xticks(range(len(groups)), [g[0] for g in groups])
@@ -269,7 +269,8 @@ def answer_lengths(new: np.ndarray, golden: np.ndarray | None) -> Figure:
     figure, axes = _axes(7.2, 2.6)
     both = [(values, label, colour) for values, label, colour in ((golden, "golden", "C0"), (new, "this run", "C1")) if values is not None]
     largest = max(int(values.max()) for values, _, _ in both)
-    edges = np.arange(0, largest + 2, max(1, -(-largest // 40)))
+    step = max(1, -(-largest // 40))
+    edges = np.arange(0, largest + step + 1, step)  # the last one is beyond the longest: answers cut off are a spike there
     for values, label, colour in both:
         share = np.full(values.size, 100 / values.size)
         axes.hist(values.ravel(), bins=edges, weights=share, histtype="step", lw=1.5, color=colour, ls="--" if label == "golden" else "-", label=f"{label}, mean {values.mean():.1f}")
@@ -305,7 +306,7 @@ def throughput_overview(results: list[dict]) -> Figure | None:
     rows = [(r["run"], r["metrics"][name], r["gates"].get(name, {}).get("delta")) for r, name in named if name and r["metrics"][name]["sessions"]]
     if not rows:
         return None
-    figure, axes = _axes(8.4, 0.9 + 0.55 * len(rows))
+    figure, axes = _axes(8.4, 1.1 + 0.55 * len(rows))
     for y, (_, metric, delta) in enumerate(rows):
         values = np.concatenate(metric["sessions"])
         golden = metric["golden_median"]
@@ -323,8 +324,8 @@ def throughput_overview(results: list[dict]) -> Figure | None:
     axes.set_yticks(range(len(rows)), [r[0] for r in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("output tok/s of each repetition, % of the golden's median or, without one, of its own (band: tolerated loss; higher is better)", fontsize=9)
-    axes.set_title(f"Throughput against golden (n = {len(rows)} runs)", fontsize=10, loc="left")
+    axes.set_title(f"Throughput against golden (n = {len(rows)} runs)", fontsize=10, loc="left", pad=20)
     handles, labels = axes.get_legend_handles_labels()
     each = dict(zip(labels, handles, strict=True))
-    axes.legend(each.values(), each.keys(), loc="lower right", bbox_to_anchor=(1.26, 0.98), ncol=len(each), fontsize=8, frameon=False, handletextpad=0.1, columnspacing=1.0)
+    axes.legend(each.values(), each.keys(), loc="lower left", bbox_to_anchor=(-0.02, 0.97), ncol=len(each), fontsize=8, frameon=False, handletextpad=0.1, columnspacing=1.0)
     return figure

@@ -1,4 +1,5 @@
 """The runner: every exam's notebooks one after the other, their pages, and the summary over all."""
+import contextlib
 import datetime
 import os
 import shutil
@@ -9,11 +10,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from workbook import exams, executor, files, models, pages, paths, platforms, runs, schemas, summary
+from workbook import cards, exams, executor, files, models, pages, paths, platforms, runs, schemas, summary
 from workbook.errors import BadInput
 from workbook.exams import Written
 from workbook.params import Exam
-from workbook.statuses import exit_code
+from workbook.statuses import ORDER, exit_code
 
 LOCK_HELP = "expected one at a time; wait for it, or set GOLDBOOK_REPORTS to another folder"
 
@@ -54,6 +55,7 @@ def run_all(strict: bool = False) -> int:
     if not (exams.names() or exams.misnamed()):
         raise BadInput(f"{paths.params()}: holds no params file; expected at least one *.yaml")
     with Reports():
+        _set_aside_unknown()
         statuses = [_stop(name, "INVALID", f"params/{name}: not read; expected the ending .yaml") for name in exams.misnamed()]
         return _report(statuses + _run_several(exams.names()), strict)
 
@@ -101,6 +103,8 @@ def _take(exam: Exam, folder: Path) -> str:
         except KeyboardInterrupt:
             schemas.write_result(folder / "result.json", schemas.stopped(exam.run, "INVALID", f"interrupted in {stage}.ipynb", exam, stage))
             summary.write(summary.collect(), paths.reports())
+            with contextlib.suppress(Exception):  # the result is written: a page that cannot be made hides no interruption
+                _pages_so_far(exam, stage, folder)
             raise
         if problem:
             schemas.write_result(folder / "result.json", schemas.stopped(exam.run, "INVALID", f"{stage}.ipynb failed: {problem}", exam, stage))
@@ -138,7 +142,7 @@ def summarize() -> str:
     done = executor.execute(paths.NOTEBOOKS / "summary.ipynb", target, {}, timeout_s=300, label="summary")
     if done.problem:
         pages.add_failure(target, done.problem, folder / "none.log")
-        summary.write(summary.collect(), folder)
+        summary.write([*summary.collect(), schemas.stopped("summary", "INVALID", f"summary.ipynb failed: {done.problem}")], folder)
     pages.write(target, folder / "index.html", "Goldbook", [("summary", "")], code=False)
     return done.problem
 
@@ -156,6 +160,25 @@ def write_page(exam: Exam, stage: str, folder: Path) -> None:
         nav = [("← summary", "../../index.html")]
         nav += [(s, "" if s == stage else f"{s}.html") for s in runs.STAGES if (folder / f"{s}.ipynb").exists()]
         pages.write(source, folder / f"{stage}.html", f"{exam.run} · {stage}", nav)
+
+
+def _pages_so_far(exam: Exam, stage: str, folder: Path) -> None:
+    """What an interruption leaves to be read: the run's pages, and the cards of all runs until `make report` makes the whole page."""
+    say("  making the pages of what is there")
+    pages.add_failure(folder / f"{stage}.ipynb", f"interrupted in {stage}.ipynb", folder / "engine.log")
+    for made in runs.STAGES:
+        write_page(exam, made, folder)
+    found = [r for r in summary.collect() if r["status"] not in summary.NOT_TAKEN]
+    files.write_text(paths.reports() / "index.html", cards.bare_page("Goldbook", "interrupted; make report makes this page whole", "".join(
+        cards.run_card(r, list(runs.STAGES), summary.links(r["run"])) for r in sorted(found, key=lambda r: ORDER.index(r["status"])))))
+
+
+def _set_aside_unknown() -> None:
+    """Move what was recorded of parameters that could not be read, and are no run any more, to the history: a mistake that was corrected."""
+    known = {*exams.names(), *exams.misnamed()}
+    for folder in (paths.reports() / "runs").glob("*"):
+        if folder.is_dir() and folder.name not in known and not (folder / "run.json").exists():
+            runs.set_aside(folder.name)
 
 
 def say(text: str) -> None:

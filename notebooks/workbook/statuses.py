@@ -1,4 +1,6 @@
 """Statuses of metrics and runs: which one decides over the others, and what a program exits with."""
+import os
+
 ORDER = ("INVALID", "REGRESSED", "INCONCLUSIVE", "NO_GOLDEN", "IMPROVED", "PASSED", "SKIPPED", "NOT_RUN")
 """From the status that decides over all others to the one that decides over none."""
 IN_DOUBT = ("REGRESSED", "INCONCLUSIVE")
@@ -10,6 +12,11 @@ STRICT_EXIT_CODES = EXIT_CODES | {"NO_GOLDEN": 2, "INCONCLUSIVE": 3}
 def overall(statuses: list[str]) -> str:
     """The status of a run, or of several, from those of its parts; PASSED for none."""
     return min(statuses, key=ORDER.index, default="PASSED")
+
+
+def strict() -> bool:
+    """Whether STRICT=1 is in the environment: a run that nothing was held against, or in doubt, fails too."""
+    return os.environ.get("STRICT", "") not in ("", "0")
 
 
 def exit_code(statuses: list[str], strict: bool = False) -> int:

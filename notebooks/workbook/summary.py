@@ -1,13 +1,14 @@
 """The summary over all runs: what `summary.ipynb` shows, and the files that machines read."""
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from workbook import exams, files, metrics, paths, schemas
 from workbook.errors import BadInput
 from workbook.runs import STAGES
-from workbook.statuses import overall
+from workbook.statuses import overall, strict
 
 NOT_TAKEN = ("SKIPPED", "NOT_RUN")
 NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -88,17 +89,21 @@ def statuses(found: list[dict[str, Any]]) -> list[str]:
     return [r["status"] for r in found if r["status"] != "NOT_RUN"]
 
 
+def whole(found: list[dict[str, Any]]) -> str:
+    """The status of all runs together; NOT_RUN where none was started or skipped."""
+    return overall(statuses(found)) if statuses(found) else "NOT_RUN"
+
+
 def write(found: list[dict[str, Any]], folder: Path) -> None:
     """Write summary.json, summary.md and junit.xml."""
-    whole = overall(statuses(found))
-    files.write_json(folder / "summary.json", {"schema_version": 1, "status": whole, "runs": found})
-    files.write_text(folder / "summary.md", markdown(found, whole))
-    files.write_text(folder / "junit.xml", junit(found))
+    files.write_json(folder / "summary.json", {"schema_version": 1, "status": whole(found), "runs": found})
+    files.write_text(folder / "summary.md", markdown(found))
+    files.write_text(folder / "junit.xml", junit(found, strict()))
 
 
-def markdown(found: list[dict[str, Any]], whole: str) -> str:
+def markdown(found: list[dict[str, Any]]) -> str:
     """A table for a CI job's page."""
-    lines = [f"## Goldbook: {whole}", "", "| run | status | output tok/s | golden | why |", "| --- | --- | ---: | ---: | --- |"]
+    lines = [f"## Goldbook: {whole(found)}", "", "| run | status | output tok/s | golden | why |", "| --- | --- | ---: | ---: | --- |"]
     for r in (r for r in found if r["status"] not in NOT_TAKEN):
         speed = throughput(r)
         numbers = [f"{speed[k]:,.0f}" if speed.get(k) else "–" for k in ("median", "golden_median")]
@@ -107,13 +112,13 @@ def markdown(found: list[dict[str, Any]], whole: str) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def junit(found: list[dict[str, Any]]) -> str:
-    """One test case a run: REGRESSED is a failure, INVALID an error, SKIPPED, NOT_RUN and NO_GOLDEN are skipped."""
+def junit(found: list[dict[str, Any]], strictly: bool = False) -> str:
+    """One test case a run: REGRESSED is a failure, INVALID an error, SKIPPED, NOT_RUN and NO_GOLDEN are skipped; strictly: what under
+    STRICT=1 has an exit code, NO_GOLDEN and INCONCLUSIVE, is a failure too."""
     kinds = {"REGRESSED": "failure", "INVALID": "error", "SKIPPED": "skipped", "NOT_RUN": "skipped", "NO_GOLDEN": "skipped"}
-    suite = ElementTree.Element("testsuite", name="goldbook", tests=str(len(found)),
-                                failures=str(sum(r["status"] == "REGRESSED" for r in found)),
-                                errors=str(sum(r["status"] == "INVALID" for r in found)),
-                                skipped=str(sum(kinds.get(r["status"]) == "skipped" for r in found)))
+    kinds |= {"NO_GOLDEN": "failure", "INCONCLUSIVE": "failure"} if strictly else {}
+    count = Counter(kinds.get(r["status"]) for r in found)
+    suite = ElementTree.Element("testsuite", name="goldbook", tests=str(len(found)), failures=str(count["failure"]), errors=str(count["error"]), skipped=str(count["skipped"]))
     for r in found:
         case = ElementTree.SubElement(suite, "testcase", classname="goldbook", name=r["run"], time=f"{r.get('seconds', 0):.1f}")
         message = NOT_XML.sub("", f"{r['status']}: {r['sentence']}")
