@@ -184,7 +184,7 @@ def read(run: str) -> Tuning:
     plan = files.read_json(folder / PLAN)
     settings = {name: params.check(plan["settings"][name], PLAN) for name in plan["order"]}
     visits = paired.read_visits(folder, order(plan["order"], plan["rounds"]), run)
-    return Tuning(run, plan["started"], plan["rounds"], settings, plan["members"], visits, plan["stopped"])
+    return Tuning(run, plan["started"], plan["rounds"], settings, plan["members"], visits, plan.get("stopped", ""))
 
 
 def point_table(tuning: Tuning) -> pd.DataFrame:
