@@ -129,9 +129,10 @@ def test_shorter_answers_are_no_speed(tiny):
 
 def test_an_open_loop_wants_a_gate(tiny):
     """Its throughput is the schedule's."""
-    (tiny / "params" / "tiny.yaml").write_text(TINY.replace("gates: {output_tok_s: {}}", "load: poisson\nrequest_rate: 5"))
-    with pytest.raises(BadInput, match="key 'load' of run 'tiny' is 'poisson' and key 'gates' is empty: .*; expected a gate of what a request gets"):
-        ab.variants("tiny", SAME, NOTHING)
+    for gates, has in (("", "nothing"), ("gates: {output_tok_s: {}}", "output_tok_s")):
+        (tiny / "params" / "tiny.yaml").write_text(TINY.replace("gates: {output_tok_s: {}}", f"load: poisson\nrequest_rate: 5\n{gates}"))
+        with pytest.raises(BadInput, match=f"key 'load' of run 'tiny' is 'poisson' and key 'gates' has {has}: .*; expected a gate of what a request gets"):
+            ab.variants("tiny", SAME, NOTHING)
     assert ab.variants("tiny", SAME, exams.parse_set("gates.e2e_p50_ms.delta=0.05"))["b"].gates
 
 

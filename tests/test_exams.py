@@ -160,9 +160,9 @@ def test_a_mistake_that_was_corrected_is_forgotten(write, folders, monkeypatch):
     write("run: a\nvariants: {x: [", "a.yaml")
     write("run: b\n", "b.yml")
     assert runner.run_all() == ["INVALID", "INVALID"]
-    brought = folders / "reports" / "runs" / "elsewhere"
+    brought = folders / "reports" / "runs" / "elsewhere"  # of another params folder, say: an engine that did not start
     brought.mkdir()
-    (brought / "run.json").write_text("{}")
+    (brought / "result.json").write_text("{}")
     write("run: a\nvariants:\n  x: {requires: {device: gpu, gpus: 1}}\n", "a.yaml")
     (folders / "params" / "b.yml").unlink()
     assert runner.run_all() == ["SKIPPED"]

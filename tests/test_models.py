@@ -77,15 +77,17 @@ def test_a_hub_that_cannot_be_reached(monkeypatch, tmp_path):
     with pytest.raises(BadInput) as caught:
         models.resolve(exam(model="nobody/nothing@0123456"))
     assert str(caught.value) == ("key 'model' is 'nobody/nothing@0123456': the hub cannot be reached (ConnectError: [Errno 111] Connection refused); expected a "
-                                 "network that reaches huggingface.co, a cache that has it (HF_HOME), or a local folder: MODEL=/path/to/it")
+                                 "network that reaches huggingface.co, a cache that has it (HF_HOME, HF_HUB_OFFLINE=1), or a local folder: MODEL=/path/to/it")
     with pytest.raises(BadInput, match="data set 'a/b' at 0123: the hub cannot be reached .* or key 'subject_path' with a JSONL on disk"):
         hub.dataset_file("a/b", "0123", "x.parquet")
     with pytest.raises(BadInput, match="expected owner/name@revision"):
         hub.model("a/b/c", "model")
 
 
-def test_a_download_that_was_cut_off_is_finished(monkeypatch):
-    """The hub is asked although the cache has a folder; where it cannot be, what there is of a commit is taken, and of a branch nothing."""
+def test_a_download_that_was_cut_off_is_finished(monkeypatch, tmp_path):
+    """The hub is asked although the cache has a folder, until it said of a commit that it is whole; where it does not answer, what there is of a
+    commit is taken, and of a branch nothing."""
+    monkeypatch.setenv("GOLDBOOK_CACHE", str(tmp_path))
     import httpx
     import huggingface_hub
     from huggingface_hub import constants
@@ -93,17 +95,20 @@ def test_a_download_that_was_cut_off_is_finished(monkeypatch):
 
     def download(local_files_only=False, **words):
         asked.append((words["revision"], local_files_only))
-        return "/half" if local_files_only else "/whole"
+        if broken and not local_files_only:
+            raise broken
+        return str(tmp_path) if not local_files_only else "/half"
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(httpx, "head", lambda *_, **__: None)
-    assert [str(hub.model(f"a/b@{r}", "model")) for r in (commit, "nightly")] == ["/whole", "/whole"]
-    monkeypatch.undo()
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with monkeypatch.context() as reached:
+        reached.setattr(httpx, "head", lambda *_, **__: None)
+        for broken in (ValueError("the server left"), None):
+            assert str(hub.model(f"a/b@{commit}", "model")) == ("/half" if broken else str(tmp_path))
+        assert str(hub.model(f"a/b@{commit}", "model")) == str(hub.model("a/b@nightly", "model")) == str(tmp_path)
+    assert asked == [(commit, False), (commit, True), (commit, False), ("nightly", False)], "once whole, a commit is not asked for again"
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert str(hub.model(f"a/b@{commit}", "model")) == "/half"
+    assert str(hub.model(f"a/b@{40 * 'b'}", "model")) == "/half"
     with pytest.raises(BadInput, match="the hub cannot be reached"):
         hub.model("a/b@nightly", "model")
-    assert asked == [(commit, False), ("nightly", False), (commit, True)]
 
 
 def shape_parameters(name):

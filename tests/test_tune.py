@@ -399,7 +399,7 @@ def test_an_interruption_keeps_what_is_there(tiny, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         tune.take("tiny")
     result = files.read_json(paths.tune_folder("tiny") / "result.json")
-    said = "interrupted after 2 of 5 visits: what these measured is here, and no setting is called the best"
+    said = "interrupted after 1 of 5 visits: what these measured is here, and no setting is called the best"
     assert (result["status"], result["sentence"], result["best"], len(result["points"])) == ("INVALID", said, None, 2)
     assert result["settings"]["async"]["problem"] == "not visited"
     assert said in page()[0] and not (paths.tune_folder("tiny") / best.NAME).exists()

@@ -21,6 +21,8 @@ PLAN, OUTCOME = "ab.json", "visit.json"
 notebook got to its end, and `worthless`, why its answers are worth nothing."""
 DELTA, MARGIN = 0.03, 0.02
 """The loss that is to be ruled out, and the one up to which a difference is not called one."""
+LENGTH_ALPHA = 0.001
+"""The p below which a visit's answers are of another length than the first one's: of sixteen visits fifteen are asked."""
 SPEEDS = ("tok/s", "requests/s", "ms", "s")
 """Units of which "slower" and "faster" can be said."""
 
@@ -150,7 +152,7 @@ def read_visit(folder: Path, run: str, first: Visit | None) -> Visit:
 
 def _other_lengths(first: Visit, lengths: np.ndarray) -> list[str]:
     """A sentence where the answers are not as long as the first visit's: shorter ones end earlier, and that is no speed."""
-    ratio, p, off = quality.compare_lengths(first.lengths, lengths)
+    ratio, p, off = quality.compare_lengths(first.lengths, lengths, LENGTH_ALPHA)
     return [f"its answers are {ratio:.0%} as long as those of visit {first.name} ({lengths.mean():.1f} tokens, {first.lengths.mean():.1f} there; expected {quality.SHORTEST:.0%} to "
             f"{quality.LONGEST:.0%}; p = {p:.2g}), so the speeds do not compare; SET=\"ignore_eos=true\" makes all answers as long as max_tokens"] if off else []
 

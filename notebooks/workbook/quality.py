@@ -70,13 +70,13 @@ def judge_lengths(lengths: np.ndarray, golden: Golden | None) -> dict[str, Any] 
     return {"status": "REGRESSED" if off else "PASSED", "sentence": sentence, "ratio": ratio, "mean": now, "golden": before, "p": p}
 
 
-def compare_lengths(before: np.ndarray, now: np.ndarray) -> tuple[float, float, bool]:
+def compare_lengths(before: np.ndarray, now: np.ndarray, alpha: float = ALPHA) -> tuple[float, float, bool]:
     """Two sets of answers to the same questions, by their output tokens (questions, samples): ratio of the means, p of a paired t test of
     the questions' means (two-sided), and whether the second are of another length (`judge_lengths`)."""
     moved = now.mean(axis=1) - before.mean(axis=1)
     p = float(np.nan_to_num(stats.ttest_1samp(moved, 0).pvalue, nan=1.0)) if np.ptp(moved) else float(len(moved) < 2 or not moved[0])
     ratio = float(now.mean() / before.mean())
-    return ratio, p, not SHORTEST <= ratio <= LONGEST and p < ALPHA
+    return ratio, p, not SHORTEST <= ratio <= LONGEST and p < alpha
 
 
 def judge_parting(new: tuple[int, int] | None, golden: Golden | None) -> dict[str, Any] | None:

@@ -16,6 +16,8 @@ from workbook.exams import Written
 from workbook.params import Exam
 from workbook.statuses import ORDER, exit_code
 
+REFUSED = "refused"
+"""Marks the folder of a run whose parameters could not be read; holds the place of the params folder."""
 LOCK_HELP = "expected one at a time; wait for it, or set GOLDBOOK_REPORTS to another folder"
 
 
@@ -174,10 +176,12 @@ def _pages_so_far(exam: Exam, stage: str, folder: Path) -> None:
 
 
 def _set_aside_unknown() -> None:
-    """Move what was recorded of parameters that could not be read, and are no run any more, to the history: a mistake that was corrected."""
+    """Move what was recorded of parameters that could not be read, and are no run of that folder any more, to the history: a mistake that was
+    corrected."""
     known = {*exams.names(), *exams.misnamed()}
     for folder in (paths.reports() / "runs").glob("*"):
-        if folder.is_dir() and folder.name not in known and not (folder / "run.json").exists():
+        mark = folder / REFUSED
+        if folder.name not in known and mark.exists() and mark.read_text() == str(paths.params()):
             runs.set_aside(folder.name)
 
 
@@ -203,6 +207,8 @@ def _stop(run: str, status: str, sentence: str, exam: Exam | None = None) -> str
     runs.set_aside(run)
     folder = runs.start(run)
     schemas.write_result(folder / "result.json", schemas.stopped(run, status, sentence, exam))
+    if not exam:
+        files.write_text(folder / REFUSED, str(paths.params()))
     return status
 
 

@@ -1,4 +1,5 @@
 """Tuning: a run with every setting of its sweep, each in a fresh engine, and those that help together."""
+import contextlib
 from dataclasses import replace
 
 from workbook import best, executor, files, metrics, models, pages, paths, platforms, runs, sweeps, tuning, visit
@@ -38,7 +39,8 @@ def take(run: str, rounds: int = 1, only: str = "", overrides: Written | None = 
         except KeyboardInterrupt:
             write_result(run, "interrupted")  # first, since another may follow
             tuning.write_plan(replace(tuning.read(run), stopped="interrupted"))
-            report(run)
+            with contextlib.suppress(Exception):  # a page that cannot be made hides no interruption
+                report(run)
             raise
         return report(run, strict)
 
