@@ -96,5 +96,5 @@ lock: ## resolve pyproject.toml into the two requirements files (needs uv, and a
 	$(COMPILE) --extra gpu --universal --override <(printf "%s; sys_platform == 'never'\n" $(EXCLUDE)) | grep -v never | sed "s/ ; sys_platform == 'linux'$$//" > requirements.txt
 	$(COMPILE) --extra cpu --override <(printf "%s; sys_platform == 'never'\n" $(EXCLUDE_CPU)) | grep -v never > requirements-cpu.txt
 
-clean: ## remove .venv and reports/ (goldens and the model cache stay)
+clean: ## remove .venv and all of reports/, candidates and history too (goldens and the model cache stay)
 	rm -rf .venv reports
