@@ -52,7 +52,7 @@ def run_card(result: dict[str, Any], pages: list[str], links: dict[str, str]) ->
 def bare_page(title: str, note: str, body: str) -> str:
     """A whole page around fragments, for where no notebook makes one."""
     return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title></head>'
-            f'<body style="font-family:sans-serif;max-width:64em;margin:2em auto;background:#fff;color:#1f2328">'
+            f'<body style="font-family:sans-serif;line-height:1.6;max-width:64em;margin:2em auto;padding:0 1.5em;background:#fff;color:#1f2328">'
             f'<h1>{html.escape(title)}</h1><p>{html.escape(note)}</p>{body}</body></html>\n')
 
 
