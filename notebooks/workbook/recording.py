@@ -1,5 +1,4 @@
 """Recording: engine sessions one after the other, pooled into a candidate golden."""
-from pathlib import Path
 
 from workbook import candidates, exams, goldens, models, platforms, runner, runs, schemas
 from workbook.errors import BadInput

@@ -8,7 +8,7 @@ from typing import Any
 from workbook import exams, files, metrics, paths, schemas
 from workbook.errors import BadInput
 from workbook.runs import STAGES
-from workbook.statuses import overall, strict
+from workbook.statuses import EXIT_CODES, STRICT_EXIT_CODES, overall, strict
 
 NOT_TAKEN = ("SKIPPED", "NOT_RUN")
 NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -113,10 +113,10 @@ def markdown(found: list[dict[str, Any]]) -> str:
 
 
 def junit(found: list[dict[str, Any]], strictly: bool = False) -> str:
-    """One test case a run: REGRESSED is a failure, INVALID an error, SKIPPED, NOT_RUN and NO_GOLDEN are skipped; strictly: what under
-    STRICT=1 has an exit code, NO_GOLDEN and INCONCLUSIVE, is a failure too."""
+    """One test case a run: REGRESSED is a failure, INVALID an error, SKIPPED, NOT_RUN and NO_GOLDEN are skipped; strictly: what has an
+    exit code under STRICT=1 alone (NO_GOLDEN, INCONCLUSIVE) is a failure too."""
     kinds = {"REGRESSED": "failure", "INVALID": "error", "SKIPPED": "skipped", "NOT_RUN": "skipped", "NO_GOLDEN": "skipped"}
-    kinds |= {"NO_GOLDEN": "failure", "INCONCLUSIVE": "failure"} if strictly else {}
+    kinds |= dict.fromkeys(STRICT_EXIT_CODES.keys() - EXIT_CODES.keys(), "failure") if strictly else {}
     count = Counter(kinds.get(r["status"]) for r in found)
     suite = ElementTree.Element("testsuite", name="goldbook", tests=str(len(found)), failures=str(count["failure"]), errors=str(count["error"]), skipped=str(count["skipped"]))
     for r in found:
