@@ -139,6 +139,31 @@ def test_the_models_own_penalties_are_not_the_exams(token_ids):
     assert engine._sampling == {"temperature": 0.0, "top_p": 1.0} | (http.NEUTRAL if token_ids else {})
 
 
+@pytest.mark.parametrize("script, fields, token_ids", [
+    ({"token_ids": False}, {}, False), ({"token_ids": False, "refuses": ["top_k", "min_p"]}, {}, False), ({"refuses": ["min_p"]}, {}, True), ({}, http.NEUTRAL, True)],
+    ids=["ignores what it does not know", "and minds what it knows", "gives token ids and minds", "vLLM"])
+def test_a_server_is_vllm_if_it_gives_the_ids_of_its_tokens(script, fields, token_ids):
+    """And not for taking a request that asks for them."""
+    with scripted_server.running(SCRIPT | script) as lenient:
+        engine = http.HttpEngine(exam(lenient.url, ignore_eos=False), [lenient.url])
+        assert (engine._sampling, engine._token_ids) == ({"temperature": 0.0, "top_p": 1.0} | fields, token_ids)
+        _, _, frame = measured(lenient.url, ignore_eos=False)
+    assert set(frame.finish_reason) == {"length"} and (frame.output_tokens == 11).all()
+
+
+def test_how_many_may_run_at_once_is_what_the_exam_says_of_its_servers(scripted):
+    args = {"max_num_seqs": 64, "data_parallel_size": 2}
+    served = exam(scripted.url).model_copy(update={"engine": "server", "replicas": 3, "engine_args": args})
+    assert http.HttpEngine(served, [scripted.url]).slots() == 384
+    for unknown in (exam(scripted.url, engine_args=args), served.model_copy(update={"engine_args": {}}), served.model_copy(update={"engine_args": {"max_num_seqs": None}})):
+        assert http.HttpEngine(unknown, [scripted.url]).slots() == 0
+
+
+def test_an_event_of_many_tokens_may_take_as_much_longer(scripted):
+    served = exam(scripted.url).model_copy(update={"engine": "server", "engine_args": {"stream_interval": 128}})
+    assert (http.HttpEngine(served, [scripted.url])._stall_s, http.HttpEngine(exam(scripted.url), [scripted.url])._stall_s) == (187, 60)
+
+
 def test_an_empty_answer_of_a_server_that_counts_no_end_token_is_an_answer():
     """One of twelve: a share of empty answers, which has a ceiling, and no request that failed."""
     scripts = [SCRIPT | {"token_ids": False, "refuses": ["return_token_ids"]} | ({"fault": "blank"} if i == 1 else {}) for i in range(3)]
@@ -230,7 +255,7 @@ def test_of_several_models_the_exams_is_measured(monkeypatch, listed, asked, cho
     """By the name that the server gives it, or by what it was loaded from."""
     cards = [{"id": card} if isinstance(card, str) else {"id": card[0], "root": card[1]} for card in listed]
     monkeypatch.setattr(http.httpx, "get", lambda url, **_: httpx.Response(200, json={"data": cards}, request=httpx.Request("GET", url)))
-    monkeypatch.setattr(http.HttpEngine, "_takes_token_ids", lambda self: True)
+    monkeypatch.setattr(http.HttpEngine, "_taken", lambda self, wanted: (wanted, True))
     assert http.HttpEngine(exam("http://gate", model=asked), ["http://gate"]).serves == chosen
     if len(listed) > 1:
         with pytest.raises(BadInput, match="key 'model' is 'c': http://gate serves a, b; expected one of these"):
@@ -372,3 +397,9 @@ def test_a_real_server_killed_during_the_load(tmp_path, monkeypatch):
     finally:
         engine.close()
     assert not [p for p in tree if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("url", ["http://localhost:99999", "http://localhost:80a"])
+def test_a_port_that_is_none(url):
+    with pytest.raises(BadInput, match=f"key 'endpoint' is '{url}': .*; expected a port of 1 to 65535, or none"):
+        platforms.require(exam(url))

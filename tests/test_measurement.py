@@ -13,7 +13,7 @@ import psutil
 import pytest
 import scripted_server
 from conftest import ROOT, command, environment
-from workbook import controls, executor, files, limits, load, measurement, params, paths, runs
+from workbook import controls, executor, files, limits, load, measurement, metrics, params, paths, runs
 from workbook.engines import Answer, EngineDied, http
 from workbook.errors import BadInput, Stopped
 from workbook.subjects import Question
@@ -141,6 +141,8 @@ def test_what_the_client_made_late_is_no_latency_of_the_engine():
     few = np.where(np.arange(1000) % 20, 0.0, 0.05)
     assert "50 ms of the 100 ms to the first token are its own (p99)" in load.late(few, waits * 10)
     assert load.late(few[:100], waits) == "", "of a hundred requests the 99th percentile is one's own"
+    tenth = np.where(np.arange(900) < 100, 5.0, 0.0)
+    assert "5000 ms of the 5100 ms to the first token are its own (p90)" in load.late(tenth, [replace(a, first_token=0.1 + late) for a, late in zip(waits * 9, tenth, strict=True)])
 
 
 def test_every_point_of_a_sweep_is_measured_in_each_repetition():
@@ -235,6 +237,21 @@ def test_a_partial_session_is_kept_marked_and_never_judged(folders):
     assert (files.read_json(folder / "result.json")["status"], files.read_json(folder / "result.json")["sentence"]) == ("INVALID", found.stopped)
     with pytest.raises(BadInput, match=r"^run 'x' is partial: the engine died: x \(in repetition 2/2, .*\); expected one whose load was measured to its end$"):
         runs.read_record("x")
+
+
+def test_the_answers_that_are_judged_are_those_of_a_sweeps_last_point(folders):
+    """A closed loop asks every question at each: what breaks under load alone has to be seen."""
+    def passed(number, point):
+        answers = [replace(answered(r), text=f"{number}, {point} at once") for r in load.requests(EXAM, QUESTIONS)]
+        return load.Repetition(number, point, 0.0, 1.0, answers, {})
+    _, judged = kept(paths.run_folder("x"), measurement.Session(done=[passed(*at) for at in ((1, 1), (1, 6), (2, 1), (2, 6))]))
+    assert set(judged.answer) == {"1, 6 at once"}
+
+
+def test_what_a_kv_connector_found_counts_as_found_in_the_cache():
+    done = [load.Repetition(i, 0, 0.0, 1.0, [], {"vllm:prefix_cache_hits": 1.0, "vllm:external_prefix_cache_hits": 30.0, "vllm:external_prefix_cache_queries": 40.0}) for i in (1, 2)]
+    assert measurement.Session(done=done).record()["prefix_cache_hits"] == 62
+    assert metrics._of_counters(done[0].counters)["prefix_hit_pct"] == pytest.approx(77.5)
 
 
 def test_a_session_without_an_answer_can_be_kept(folders):

@@ -67,6 +67,8 @@ WRONG = [
     ({"engine": "server", "engine_args": {"stream_interval": 64}, "gates": {"itl_p99_ms": {}}}, "parameters: key 'gates' names the metric 'itl_p99_ms', the gaps of a stream, "
      "whose events hold 64 tokens each by engine_args.stream_interval: expected 1, or a gate of tpot"),
     ({"engine": "server", "gates": {"queue_p50_ms": {}}}, "parameters: key 'gates' names the metric 'queue_p50_ms', which engine 'server' does not tell: expected engine: offline or async"),
+    ({"engine_args": {"speculative_config": {"method": "suffix"}}}, "parameters: key 'engine_args.speculative_config.method' is 'suffix', which drafts from earlier answers: "
+     "a pass would be fed by the one before; expected suffix_decoding_max_cached_requests: 0 beside it"),
     ({"gates": {"acceptance_pct": {}}}, "parameters: key 'gates' names the metric 'acceptance_pct', of speculative decoding: expected engine_args.speculative_config"),
     ({"requires": {"device": "cpu"}, "gates": {"gpu_clock_mhz": {}}}, "parameters: key 'gates' names the metric 'gpu_clock_mhz', which a CPU does not have: expected requires.device: gpu or any"),
     ({"gates": {"e2e_p99_ms": {}}}, "parameters: key 'gates' names the metric 'e2e_p99_ms', of 32 requests a repetition, of which it is no more than the slowest few: "

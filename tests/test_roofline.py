@@ -108,6 +108,15 @@ def test_a_disturbed_calibration_is_not_kept(measured):
     assert roofline.calibrate().bytes_s == 40e9
 
 
+def test_what_was_measured_in_quiet_is_not_called_disturbed(measured):
+    measured += [rates(bytes_s=50e9, others_pct=45), rates(bytes_s=20e9, flop_s=5e11, others_pct=45), rates()]
+    first = roofline.calibrate()
+    cache_file().write_text(first.model_copy(update={"measured": first.measured - datetime.timedelta(days=2)}).model_dump_json())
+    known = roofline.calibrate()
+    assert (known.bytes_s, known.others_pct) == (40e9, 0) and known.measured == first.measured - datetime.timedelta(days=2)
+    assert roofline.calibrate().bytes_s == 50e9, "a roof is at least what was seen"
+
+
 def test_what_a_calibration_depends_on(monkeypatch):
     monkeypatch.setattr(platforms, "gpus", lambda: (platforms.Gpu(0, "Some GPU", 1),))
     monkeypatch.setattr(platforms, "driver", lambda: "570.1")
@@ -169,7 +178,7 @@ def load(times: list[tuple[float, float]], queued: float = 0.0, repetition: int 
 
 def kind(requests, busy, shares=(20.0, 10.0), preempted=0, client=20.0, **values) -> tuple[str, str]:
     done = [one(dict(zip(roofline.SHARES, shares, strict=False)) | {"client_cpu_pct": client}, {"vllm:num_preemptions": preempted})]
-    return diagnosis.diagnose(diagnosis.evidence(exam(**{"engine_args": {"max_num_seqs": 8}, **values}), requests, done, busy, ROOF))
+    return diagnosis.diagnose(diagnosis.evidence(exam(**values), requests, done, busy, ROOF, slots=8))
 
 
 FULL = [(0, 10)] * 8
@@ -200,10 +209,10 @@ def test_each_diagnosis(monkeypatch, expected, requests, busy, values, said):
 def test_a_host_that_is_the_bound_is_named_by_its_processes(monkeypatch):
     monkeypatch.setattr(platforms, "gpus", lambda: (platforms.Gpu(0, "G", 1),))
     shares = {"client_cpu_pct": 20.0, "front_end_cpu_pct": 61.0, "engine_core_cpu_pct": 98.0}
-    found = diagnosis.evidence(exam(engine_args={"max_num_seqs": 8}), load(FULL), [one(shares)], {"gpu0_busy_pct": 45}, ROOF)
+    found = diagnosis.evidence(exam(), load(FULL), [one(shares)], {"gpu0_busy_pct": 45}, ROOF, slots=8)
     said = "of one core, the busiest engine core used 98 %, the busiest front end used 61 %, the client used 20 %"
     assert said in diagnosis.diagnose(found)[1] and found.processes == (("front_end", 61.0), ("engine_core", 98.0))
-    waiting = diagnosis.evidence(exam(engine_args={"max_num_seqs": 8}), load(FULL * 2, queued=0.4), [one(shares)], {"gpu0_busy_pct": 45}, ROOF)
+    waiting = diagnosis.evidence(exam(), load(FULL * 2, queued=0.4), [one(shares)], {"gpu0_busy_pct": 45}, ROOF, slots=8)
     assert diagnosis.diagnose(waiting)[0] == "host-bound", "the queue is behind the core"
 
 
@@ -212,7 +221,7 @@ def test_a_server_says_how_long_its_requests_waited(monkeypatch):
     monkeypatch.setattr(platforms, "gpus", lambda: (platforms.Gpu(0, "G", 1),))
     untimed = load(FULL * 2).assign(queued_s=nan, scheduled_s=nan)
     done = [one(dict(zip(roofline.SHARES, (20.0, 10.0), strict=True)) | {"engine_core_cpu_pct": 90.0}, dict(zip(metrics.SECONDS, (40.0, 60.0), strict=True)))]
-    found = diagnosis.evidence(exam(engine_args={"max_num_seqs": 8}), untimed, done, {"gpu0_busy_pct": 92.0}, ROOF)
+    found = diagnosis.evidence(exam(), untimed, done, {"gpu0_busy_pct": 92.0}, ROOF, slots=8)
     assert found.queue_pct == pytest.approx(40)
     kind, sentence = diagnosis.diagnose(found)
     assert kind == "queue-bound" and "requests wait for the scheduler 40 % of their time" in sentence and "the busiest engine core used 90 %" in sentence
@@ -222,7 +231,7 @@ def test_a_server_says_how_long_its_requests_waited(monkeypatch):
 def test_the_device_is_the_gpu_where_there_is_one(monkeypatch):
     monkeypatch.setattr(platforms, "gpus", lambda: (platforms.Gpu(0, "G", 1), platforms.Gpu(1, "G", 1)))
     found = diagnosis.evidence(exam(), load(FULL), [one()], {"cpu_busy_pct": 5.0, "gpu0_busy_pct": 90.0, "gpu1_busy_pct": 70.0}, ROOF)
-    assert (found.device, found.busy_pct, found.slots) == ("GPU", 80.0, diagnosis.SLOTS) and isnan(found.bandwidth_pct)
+    assert (found.device, found.busy_pct, found.slots) == ("GPU", 80.0, 0) and isnan(found.bandwidth_pct)
 
 
 def test_an_endpoint_says_nothing_of_its_machine():
@@ -250,12 +259,12 @@ def test_repetitions_are_averaged():
 
 def test_a_sweep_is_diagnosed_point_by_point_and_the_largest_is_on_the_first_screen():
     from workbook.validity import Completeness
-    sweep = exam(engine="async", load="closed", concurrency=[1, 8], engine_args={"max_num_seqs": 8}, num_prompts=8, n=1)
+    sweep = exam(engine="async", load="closed", concurrency=[1, 8], num_prompts=8, n=1)
     requests = pd.concat([load([(0, 10)]).assign(point=1), load(FULL).assign(point=8)]).assign(replica=0)
     done = [one({"bandwidth_roof_pct": 80.0, "compute_roof_pct": 2.0}, point=8, begin=100.0),
             one({"bandwidth_roof_pct": 20.0, "compute_roof_pct": 1.0}, point=1, begin=200.0)]
     samples = pd.DataFrame({"time": [105.0, 205.0], "cpu_busy_pct": [95.0, 40.0]})
-    found = diagnosis.of_run(sweep, requests, done, samples, ROOF)
+    found = diagnosis.of_run(sweep, requests, done, samples, ROOF, slots=8)
     assert [(p["point"], p["bound"], p["busy_pct"]) for p in found] == [(1, "starved of requests", 40.0), (8, "bandwidth-bound", 95.0)]
     json.dumps(found, allow_nan=False)
     complete = Completeness(**{name: 0 for name in Completeness.__dataclass_fields__} | {"problems": []})

@@ -31,7 +31,7 @@ def test_a_complete_session_has_no_problem():
     (rows(), {"behind": ["the load fell behind", "the load fell behind"]}, "the load fell behind"),
     (rows(), {"disturbed": ["GPU 0 was slowed down while measuring: hardware slowdown in 12% of the samples"]},
      "GPU 0 was slowed down while measuring: hardware slowdown in 12% of the samples"),
-    (rows(), {"cached": 640.0}, "640 prompt tokens came from the prefix cache, so a pass was fed by the one before; expected enable_prefix_caching: false"),
+    (rows(), {"cached": 640.0}, "640 prompt tokens came from the prefix cache or a KV connector, so a pass was fed by the one before; expected enable_prefix_caching: false"),
     (rows(finish_reason="length", output_tokens=[8, 8, 8, 3]), {}, "1 answers were cut off before the limit that was asked for (is the engine's window smaller than the exam's?)"),
     (rows(), {"worthless": ["the weights look random"]}, "the weights look random"),
     (rows(), {"logprobs": [[-0.1, None]]}, "the model gives 1 log-probabilities that are not finite numbers"),
@@ -61,7 +61,7 @@ def test_the_points_of_a_sweep_must_not_feed_each_other():
     assert check(rows().head(2), once, cached=640.0).problems == [], "a pass that finds its own prompts again is measured as it is"
     sweep = pd.concat([rows(point=2).head(2), rows(point=1).head(1)])
     assert check(sweep, once.model_copy(update={"concurrency": [1, 2]}), cached=640.0).problems == [
-        "640 prompt tokens came from the prefix cache, so a pass was fed by the one before; expected enable_prefix_caching: false"]
+        "640 prompt tokens came from the prefix cache or a KV connector, so a pass was fed by the one before; expected enable_prefix_caching: false"]
 
 
 def test_every_point_of_a_sweep_is_expected():

@@ -30,8 +30,6 @@ IDLE_PCT = 10
 """Share of the time without any request from which the load, and not the engine, sets the pace."""
 FEW = 0.25
 """Requests under way, as a fraction of those the engine may run at once, that leave it room for many more."""
-SLOTS = 256
-"""vLLM's default of `max_num_seqs`; 1024 on GPUs of 70 GiB and more, where a quarter of this is few all the more."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ def _roofs(e: Evidence) -> str:
 
 
 def evidence(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], busy: dict[str, float],
-             roof: roofline.Calibration | None, absent: str = "") -> Evidence:
+             roof: roofline.Calibration | None, absent: str = "", slots: int = 0) -> Evidence:
     """Gather what `diagnose` needs, of one point of a load.
 
     Args:
@@ -140,6 +138,7 @@ def evidence(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], bus
         busy: as `telemetry.busy`, of the point's windows.
         roof: what the shares are shares of; None for an endpoint.
         absent: what `roofline.note` said.
+        slots: the engine's `slots()`.
     """
     ended = requests[requests.last_token_s.notna()]
     makespan = sum(r.finished - r.arrival for r in done)
@@ -157,8 +156,7 @@ def evidence(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], bus
         preempted=sum(r.counters.get("vllm:num_preemptions", 0) for r in done) / max(1, len(requests)),
         client_pct=float(np.median([r.measured.get(metrics.CLIENT, nan) for r in done])),
         processes=tuple((name, share) for name in metrics.PROCESSES if isfinite(share := float(np.median([r.measured.get(f"{name}_cpu_pct", nan) for r in done])))),
-        slots=exam.engine_args.get("max_num_seqs", SLOTS) * exam.engine_args.get("data_parallel_size", 1) * exam.replicas if local else 0,
-        paced=exam.open_loop)
+        slots=slots, paced=exam.open_loop)
 
 
 def _occupied(rows: pd.DataFrame) -> tuple[float, float]:
@@ -182,7 +180,7 @@ def _queue_pct(requests: pd.DataFrame, done: Sequence[Repetition]) -> float:
 
 
 def of_run(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], samples: pd.DataFrame, roof: roofline.Calibration | None,
-           absent: str = "") -> list[dict[str, Any]]:
+           absent: str = "", slots: int = 0) -> list[dict[str, Any]]:
     """A diagnosis for each point of a sweep, the largest last; one of point 0 where there is none.
 
     Args:
@@ -190,6 +188,7 @@ def of_run(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], sampl
         samples: rows of `telemetry.Sampler`.
         roof: what the shares are shares of; None for an endpoint.
         absent: what `roofline.note` said.
+        slots: the engine's `slots()`.
 
     Returns:
         Dicts of plain values: point, bound (the kind), the evidence (None where it was not measured), sentence.
@@ -198,7 +197,7 @@ def of_run(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], sampl
     for point in sorted({r.point for r in done}):
         here = [r for r in done if r.point == point]
         busy = telemetry.busy(samples, [(r.arrival, r.finished) for r in here])
-        found = evidence(exam, requests[requests.point == point], here, busy, roof, absent)
+        found = evidence(exam, requests[requests.point == point], here, busy, roof, absent, slots)
         kind, sentence = diagnose(found)
         measured = {name: getattr(found, name) for name in ("bandwidth_pct", "compute_pct", "busy_pct", "in_flight", "idle_pct", "queue_pct", "preempted", "client_pct")}
         rows.append({"point": point, "bound": kind, **{k: v if isfinite(v) else None for k, v in measured.items()},

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbook import arrivals, limits, progress
+from workbook import arrivals, limits, metrics, progress
 from workbook.engines import Answer, EngineDied, Request
 from workbook.errors import Stopped
 from workbook.params import REQUESTS_OF_P99, Exam
@@ -116,9 +116,10 @@ def _pass(engine, exam: Exam, batch: list[Request], number: int, point: int, lab
 
 def late(late_s: np.ndarray, answers: list[Answer]) -> str:
     """A sentence where requests were sent so late that the client's lateness, which counts in every time from the scheduled arrival, is
-    more than `LATE` of the time to the first token, in the middle or (from 1,000 requests on) at the 99th percentile; else empty."""
+    more than `LATE` of the time to the first token, at the median or a percentile with as many requests beyond it as the
+    99th has of 1,000; else empty."""
     waits = np.array([a.first_token - a.arrival for a in answers if a.first_token is not None and a.arrival is not None])
-    for percent in (50, 99) if len(waits) >= REQUESTS_OF_P99 else (50,) if len(waits) else ():
+    for percent in [q for q in metrics.PERCENTILES if q == 50 or (100 - q) * len(waits) >= REQUESTS_OF_P99] if len(waits) else []:
         own, whole = np.percentile(late_s, percent), np.percentile(waits, percent)
         if own > max(LATE * whole, LATE_S):
             return (f"the load generator sent its requests late: {own * 1e3:.0f} ms of the {whole * 1e3:.0f} ms to the first token are its own (p{percent}); "

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbook import controls, files, load, platforms, runs, schemas
+from workbook import controls, files, load, metrics, platforms, runs, schemas
 from workbook.engines import Request
 from workbook.errors import Stopped
 from workbook.params import Exam
@@ -71,11 +71,11 @@ class Session:
             self.controls.setdefault(name, []).append(seconds)
 
     def record(self, number: int = 1, startup_s: float = 0.0) -> dict[str, Any]:
-        """For `run.json`; `number` is the session's, `startup_s` as `load.passes`. Hits of the prefix cache are None where not
-        every pass has a count of them."""
-        hits = [r.counters.get("vllm:prefix_cache_hits") for r in self.done]
+        """For `run.json`; `number` is the session's, `startup_s` as `load.passes`. Hits of the prefix cache, those of a KV connector
+        among them, are None where not every pass has a count of the cache's own."""
+        hits = [r.counters.get(metrics.HITS[0]) for r in self.done]
         return {"finished": runs.now(), "repetitions": load.passes(self.done, number, startup_s), "warmup": self.warmup.record(),
-                "prefix_cache_hits": None if None in hits else sum(hits)}
+                "prefix_cache_hits": None if None in hits else sum(r.counters.get(name, 0.0) for r in self.done for name in metrics.HITS)}
 
 
 def measure(engine, exam: Exam, batch: list[Request], deadline: float = math.inf, what: str = "") -> Session:
@@ -144,13 +144,14 @@ def _apart(tok_s: list[float]) -> float:
 
 def keep(folder: Path, exam: Exam, found: Session, questions: list[Question], samples: pd.DataFrame, record: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write a session's rows: `requests.parquet`, `generations.parquet` (of the first repetition that has every
-    request, else of the last) and `telemetry.parquet`; returns the first two.
+    request, in a sweep of its last point, as `goldens.answers_of`; else of the last) and `telemetry.parquet`; returns the first two.
 
     Raises:
         Stopped: the load ended early. The rows are written, and `record` as a `run.json` that is marked partial.
     """
     whole = [r for r in found.done if len(r.answers) == exam.num_prompts * exam.n] or found.done[-1:]
-    requests, generations = load.requests_frame(found.done), load.generations_frame(whole[0] if whole else None, questions)
+    judged = max(whole, key=lambda r: (-r.number, r.point), default=None)
+    requests, generations = load.requests_frame(found.done), load.generations_frame(judged, questions)
     for name, frame in (("requests", requests), ("generations", generations), ("telemetry", samples)):
         files.write_parquet(folder / f"{name}.parquet", frame)
     if found.stopped:

@@ -52,7 +52,7 @@ METRICS = {
     "preemptions": Metric("requests", "lower", "times a running request was put back for want of KV cache"),
     "bandwidth_roof_pct": Metric("%", "higher", "vLLM's estimate of bytes read and written / makespan / accelerators / the bandwidth measured on this machine"),
     "compute_roof_pct": Metric("%", "higher", "vLLM's estimate of FLOPs / makespan / accelerators / the bf16 rate measured on this machine"),
-    "prefix_hit_pct": Metric("%", "higher", "prompt tokens found in the prefix cache, where it is on"),
+    "prefix_hit_pct": Metric("%", "higher", "prompt tokens found in the prefix cache or by a KV connector, where there is one"),
     "kv_cache_peak_pct": Metric("%", "lower", "largest share of the KV cache in use at the end of a step, in any engine (a server is asked every two seconds)"),
     "memory_peak_gb": Metric("GB", "lower", "most memory in use on any one of the GPUs; without a GPU, resident in the process tree; sampled twice a second"),
     "energy_j_per_token": Metric("J/token", "lower", "energy of all GPUs in use over the makespan / output tokens, where NVML gives energy or power"),
@@ -68,6 +68,8 @@ OF_MAKESPAN = (THROUGHPUT, "output_tok_s_per_accelerator", "total_tok_s", "reque
 """Speeds that are the makespan's: what delays a request and not the last one costs them nothing."""
 SECONDS = ("vllm:request_queue_time_seconds", "vllm:request_inference_time_seconds")
 """Histograms of a server whose sums say what its requests spent waiting for the scheduler, and after that."""
+HITS = ("vllm:prefix_cache_hits", "vllm:external_prefix_cache_hits")
+"""Prompt tokens that were not computed: found in vLLM's own cache, and by a KV connector (LMCache and the like)."""
 OTHERS, CLIENT, BUSY = "others_cpu_pct", "client_cpu_pct", "gpu_busy_pct"
 
 
@@ -200,8 +202,9 @@ def _of_counters(growth: dict[str, float]) -> dict[str, float]:
     found = {"preemptions": growth["vllm:num_preemptions"]} if "vllm:num_preemptions" in growth else {}
     for name, part, whole in (("acceptance_pct", "spec_decode_num_accepted_tokens", "spec_decode_num_draft_tokens"),
                               ("prefix_hit_pct", "prefix_cache_hits", "prefix_cache_queries")):
-        if total := growth.get(f"vllm:{whole}", 0):
-            found[name] = 100 * growth.get(f"vllm:{part}", 0) / total
+        # A KV connector is asked for what vLLM's own cache has not: for all, where that is off.
+        if total := growth.get(f"vllm:{whole}", 0) or growth.get(f"vllm:external_{whole}", 0):
+            found[name] = 100 * (growth.get(f"vllm:{part}", 0) + growth.get(f"vllm:external_{part}", 0)) / total
     return found
 
 

@@ -16,10 +16,8 @@ WORK_KEYS = ("subject", "subject_args", "num_prompts", "repeat_prompts", "prompt
 """The keys that define the work. A golden is comparable only where all of them are equal; the model, the
 engine's arguments and the environment are what is under test, and so are not among them."""
 
-OWN_LENGTHS = ("sharegpt", "random")
-"""Subjects that say how long each answer is."""
-NO_GOLD = ("sharegpt", "random")
-"""Subjects without right answers."""
+OWN_LENGTHS = NO_GOLD = ("sharegpt", "random")
+"""Subjects that say how long each answer is, and those without right answers."""
 FROM_FILE = ("gsm8k", "jsonl", "sharegpt")
 """Subjects that can be read from a file of the user's."""
 REQUESTS_OF_P99 = 1000
@@ -177,6 +175,8 @@ class Exam(Section):
                    "expected it in the environment of make, or of Jupyter")
         if self.engine == "offline" and self.engine_args.get("disable_log_stats"):
             yield "key 'engine_args.disable_log_stats' is true: the offline engine then keeps no times of its requests; expected false"
+        if isinstance(drafts := self.engine_args.get("speculative_config"), dict) and drafts.get("method") == "suffix" and drafts.get("suffix_decoding_max_cached_requests") != 0:
+            yield "key 'engine_args.speculative_config.method' is 'suffix', which drafts from earlier answers: a pass would be fed by the one before; expected suffix_decoding_max_cached_requests: 0 beside it"
         if self.replicas > 1 and self.engine != "server":
             yield f"key 'replicas' is {self.replicas}: only servers run side by side; expected 1, or engine: server"
         if self.requires.device == "cpu" and self.requires.gpus:

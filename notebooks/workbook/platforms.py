@@ -144,9 +144,12 @@ def platform_id(exam: Exam) -> str:
 
 
 def _address(url: str) -> str:
-    """Host, port and path of a URL as one word for a file name; user and password are left out."""
+    """Host, port and path of a URL as one word for a file name; user and password are left out. Raises BadInput if the port is none."""
     parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        raise BadInput(f"key 'endpoint' is {url!r}: {error}; expected a port of 1 to 65535, or none") from None
     return re.sub(r"[^A-Za-z0-9.-]+", "_", f"{parts.hostname}_{port}{parts.path.rstrip('/').removesuffix('/v1')}").strip("_")
 
 
@@ -163,9 +166,10 @@ def unmet(exam: Exam) -> str:
 
 
 def require(exam: Exam) -> None:
-    """Raise BadInput if this machine cannot run the exam."""
+    """Raise BadInput if this machine cannot run the exam, or its platform has no name (an endpoint without a port)."""
     if reason := unmet(exam):
         raise BadInput(f"run '{exam.run}' {reason}")
+    platform_id(exam)
     have, what = (len(gpus()), "GPUs") if gpus() else (len(cores()), "CPU cores")
     if (used := workers(exam)) > have:
         raise BadInput(f"key 'engine_args' asks for {used} {what}, the product of its parallel sizes; expected at most {have}, the {what} of this machine")
@@ -220,7 +224,7 @@ def foreign_processes(exam: Exam) -> list[str]:
     return found
 
 
-def _git(*words: str) -> str | None:
+def git(*words: str) -> str | None:
     """What git says about the checkout; None outside git, and where it fails."""
     try:
         job = subprocess.run(["git", *words], cwd=paths.ROOT, capture_output=True, text=True, timeout=20)
@@ -231,18 +235,18 @@ def _git(*words: str) -> str | None:
 
 def changed_files() -> list[str]:
     """Tracked files with uncommitted changes, but for goldens, which no run depends on for its speed; empty outside git."""
-    return (_git("diff", "--name-only", "HEAD", "--", ".", ":!goldens") or "").splitlines()
+    return (git("diff", "--name-only", "HEAD", "--", ".", ":!goldens") or "").splitlines()
 
 
 def git_state() -> dict[str, str | bool]:
     """Commit of the checkout and whether it has uncommitted changes (`changed_files`); commit `unknown` outside git."""
-    return {"commit": _git("rev-parse", "HEAD") or "unknown", "dirty": bool(changed_files())}
+    return {"commit": git("rev-parse", "HEAD") or "unknown", "dirty": bool(changed_files())}
 
 
 def same_code(commit: str | None, other: str | None) -> bool:
     """Whether nothing of `notebooks/` that takes samples changed between two commits; False where git does not know them."""
     others = (f":(exclude)notebooks/{path}" for path in JUDGING)
-    return bool(commit and other) and _git("diff", "--quiet", commit, other, "--", "notebooks", *others) is not None
+    return bool(commit and other) and git("diff", "--quiet", commit, other, "--", "notebooks", *others) is not None
 
 
 def visit() -> str:

@@ -37,7 +37,7 @@ def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weig
     Args:
         requests, generations: `requests.parquet` and `generations.parquet`.
         weights: hash of the weights that were loaded.
-        cached: prompt tokens served by the prefix cache while measuring; None where it is not known.
+        cached: prompt tokens served by the prefix cache or a KV connector while measuring; None where it is not known.
         logprobs: log-probabilities of fixed sequences, None where they are not finite.
         worthless: sentences on answers or weights that are worth nothing (`degeneration.problems`, `canary.problems`).
         behind: sentences of a load generator that fell behind its own schedule.
@@ -72,7 +72,7 @@ def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weig
     again = exam.warmup == "auto" or exam.warmup + exam.repetitions > 1 or len(exam.points) > 1
     unknown = "whether the prefix cache fed a pass from the one before is not known: the engine publishes no vllm:prefix_cache_hits" if again and cached is None else ""
     if cached and again:
-        problems.append(f"{cached:.0f} prompt tokens came from the prefix cache, so a pass was fed by the one before; expected enable_prefix_caching: false")
+        problems.append(f"{cached:.0f} prompt tokens came from the prefix cache or a KV connector, so a pass was fed by the one before; expected enable_prefix_caching: false")
     if wrong := sum(value is None for sequence in logprobs for value in sequence):
         problems.append(f"the model gives {wrong} log-probabilities that are not finite numbers")
     problems += worthless

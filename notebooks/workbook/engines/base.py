@@ -97,7 +97,7 @@ class LocalEngine:
             try:
                 self._start({"model": str(model)} | engine_args(exam))
             except Exception as error:
-                raise EngineDied(f"the engine did not start: {last_error(log, self._log_start) or error}") from error
+                raise EngineDied(f"the engine did not start: {last_error(log, self._log_start) or f'{type(error).__name__}: {error}'}") from error
         self.load_s = time.monotonic() - began
 
     def _start(self, arguments: dict[str, Any]) -> None:
@@ -144,6 +144,10 @@ class LocalEngine:
     def window(self) -> int:
         """The most tokens a sequence may have, prompt and answer together."""
         return self._config.model_config.max_model_len
+
+    def slots(self) -> int:
+        """Requests that may run at once, in all engine cores together. vLLM's default depends on the machine and on how it is used."""
+        return self._config.scheduler_config.max_num_seqs * self._config.parallel_config.data_parallel_size
 
     def attention_backend(self) -> str:
         """Name of the attention back end the engine was given; `auto` where vLLM chose."""

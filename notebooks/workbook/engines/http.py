@@ -33,6 +33,11 @@ def sampling(exam: Exam) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value or name not in VLLM_ONLY}
 
 
+def _refusal(reply: client.Reply) -> str:
+    """Why the server refuses the request's fields; empty if it does not."""
+    return reply.error if reply.error.startswith(REFUSALS) else ""
+
+
 class HttpEngine:
     """One or more servers of the same model; each request goes to the one with the fewest under way.
 
@@ -50,16 +55,17 @@ class HttpEngine:
         self._under_way = [0] * len(self._urls)
         self._turn = itertools.count()
         # The gaps between events that hold many tokens are no time between tokens.
-        self._each_token = exam.engine_args.get("stream_interval", 1) == 1
-        self._sampling = sampling(exam)
-        self._token_ids = exam.engine != "endpoint" or self._takes_token_ids()
-        if self._token_ids:  # it is vLLM
-            self._sampling = NEUTRAL | self._sampling
+        interval = exam.engine_args.get("stream_interval", 1)
+        self._each_token = interval == 1
+        self._stall_s = client.STALL_S + (interval - 1 if isinstance(interval, int) else 0)  # a second for each more token that an event holds
+        self._sampling, self._token_ids = NEUTRAL | sampling(exam), True
+        if exam.engine == "endpoint":
+            self._sampling, self._token_ids = self._taken(sampling(exam))
 
     def run(self, work: Coroutine) -> Any:
         """Run a load on an event loop; its `answer` calls reach the servers."""
         async def with_clients() -> Any:
-            self._clients = [client.Client(url, timeout_s=self._exam.timeout_s, stall_s=client.STALL_S, token_ids=self._token_ids) for url in self._urls]
+            self._clients = [client.Client(url, timeout_s=self._exam.timeout_s, stall_s=self._stall_s, token_ids=self._token_ids) for url in self._urls]
             try:
                 return await work
             finally:
@@ -113,6 +119,12 @@ class HttpEngine:
         """The most tokens a sequence may have; 0 where the server does not say."""
         return int(self._served.get("max_model_len") or 0)
 
+    def slots(self) -> int:
+        """Requests that may run at once, in all servers together; 0 where the exam does not say, since no server does."""
+        stated, parallel = (self._exam.engine_args.get(name, default) for name, default in (("max_num_seqs", 0), ("data_parallel_size", 1)))
+        known = self._exam.engine == "server" and isinstance(stated, int) and isinstance(parallel, int)
+        return stated * parallel * self._exam.replicas if known else 0
+
     def attention_backend(self) -> str:
         """A server does not tell."""
         return "unknown"
@@ -120,26 +132,31 @@ class HttpEngine:
     def close(self) -> None:
         """Leave the servers as they are."""
 
-    def _takes_token_ids(self) -> bool:
-        """Whether the server takes `return_token_ids`, which only vLLM has: found out by a request of one token, which
+    def _taken(self, wanted: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """The fields that a request to this server has, and whether it gives the ids of its tokens, which is what tells vLLM
+        (others take `return_token_ids` and leave it out): found out by requests of one token, which
         nobody measures. Where it does not, its usage says how many tokens there were.
+
+        Args:
+            wanted: the exam's `sampling`.
 
         Raises:
             BadInput: it refuses the key, or a field that the exam needs. (Any other fault is the load's to find.)
         """
-        for token_ids in (True, False):
-            if not (refused := self._refused(self._sampling, token_ids)):
-                return token_ids
+        for fields, token_ids in ((NEUTRAL | wanted, True), (wanted, True), (wanted, False)):
+            reply = self._probe(fields, token_ids)
+            if not (refused := _refusal(reply)) and (reply.error or reply.token_ids is not None or not token_ids):
+                return fields, token_ids
         where = f"key 'endpoint' is {self._urls[0]!r}"
-        if plain := self._refused({name: value for name, value in self._sampling.items() if name not in VLLM_ONLY}, False):
+        if plain := _refusal(self._probe({name: value for name, value in wanted.items() if name not in VLLM_ONLY}, False)):
             raise BadInput(f"{where}: {plain}; expected a server that completes a prompt of token ids")
-        for name in VLLM_ONLY & self._sampling.keys():
-            if alone := self._refused({name: self._sampling[name]}, False):
-                raise BadInput(f"key '{name}' is {str(self._sampling[name]).lower()}: {alone}; expected an endpoint that takes the field '{name}', as vLLM does")
+        for name in VLLM_ONLY & wanted.keys():
+            if alone := _refusal(self._probe({name: wanted[name]}, False)):
+                raise BadInput(f"key '{name}' is {str(wanted[name]).lower()}: {alone}; expected an endpoint that takes the field '{name}', as vLLM does")
         raise BadInput(f"{where}: {refused}; expected a server that takes the exam's sampling parameters")
 
-    def _refused(self, fields: dict[str, Any], token_ids: bool) -> str:
-        """Why the server refuses a request with these fields; empty if it does not."""
+    def _probe(self, fields: dict[str, Any], token_ids: bool) -> client.Reply:
+        """What comes of a request of one token with these fields."""
         async def ask() -> client.Reply:
             probe = client.Client(self._urls[0], timeout_s=PROBE_S, token_ids=token_ids)
             try:
@@ -149,7 +166,7 @@ class HttpEngine:
         reply = arrivals.run(ask())
         if reply.fault == "unauthorized":
             raise BadInput(f"key 'endpoint' is {self._urls[0]!r}: {reply.error}")
-        return reply.error if reply.error.startswith(REFUSALS) else ""
+        return reply
 
     def _ask_model(self, url: str) -> dict[str, Any]:
         """What the server says of the exam's model: its only one, or that which has the name of key 'model', by its own
