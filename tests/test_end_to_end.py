@@ -22,7 +22,7 @@ import psutil
 import pytest
 import yaml
 from conftest import ROOT, command, environment
-from workbook import embedded, goldens, metrics, params, scraps
+from workbook import drift, embedded, goldens, metrics, params, paths, runner, runs, scraps
 
 pytestmark = pytest.mark.engine
 
@@ -151,6 +151,18 @@ def test_the_same_again_passes(place, blessed):
     page = (place / "reports" / "runs" / "tiny" / "compare.html").read_text()
     assert "The answers, and the golden" in page and "cut_off" in page
     assert list((place / "reports" / "history" / "tiny").glob("*/requests.parquet"))
+
+
+def test_a_new_golden_is_of_its_own_answers(place, blessed, monkeypatch):
+    """The first session of a recording does not read those of the golden that is there, which may be another model's."""
+    for name in ("params", "goldens", "reports"):
+        monkeypatch.setenv(f"GOLDBOOK_{name.upper()}", str(place / name))
+    folder, exam = paths.run_folder("tiny"), params.check(runs.read_record("tiny")["params"])
+    given = []
+    for reference in (drift.OWN, ""):
+        assert runner.run_stage(exam, "score", folder, confirm=False, reference=reference) == ""
+        given.append(json.loads((folder / "logprobs.json").read_text())["given"])
+    assert given == [False, True]
 
 
 def test_a_regression_is_confirmed_by_a_fresh_engine(place, blessed, tmp_path):

@@ -188,7 +188,7 @@ def test_a_gated_metric_that_is_missing_is_invalid(folders):
 @pytest.mark.parametrize("metric, now, status, said", [
     ("requests_s", [[0.0] * 3], "REGRESSED", "requests_s is 0 in 3 of 3 repetitions; the golden's median is 100 requests/s"),
     ("requests_s", [[0.0, 0.0, 100.0, 100.0]], "REGRESSED", "is 0 in 2 of 4 repetitions"), ("requests_s", [[0.0, 100.0, 100.0]], "INCONCLUSIVE", "is 0 in 1 of 3 repetitions"),
-    ("preemptions", [[0.0]], "IMPROVED", "is 0 in 1 of 1 repetition;"), ("preemptions", [[0.0, 100.0], [100.0]], "INCONCLUSIVE", "is 0 in 1 of 3 repetitions")])
+    ("preemptions", [[0.0]], "IMPROVED", "is 0 in 1 of 1 repetition;"), ("preemptions", [[0.0, 0.0, 0.0, 9e3, 9e3]], "INCONCLUSIVE", "is 0 in 3 of 5 repetitions;"), ("preemptions", [[0.0, 100.0], [100.0]], "INCONCLUSIVE", "is 0 in 1 of 3 repetitions")])
 def test_nothing_at_all_is_judged_though_it_has_no_logarithm(folders, metric, now, status, said):
     """No request within its limits is the greatest loss there is, and not a broken tool; no preemption any more is a gain."""
     golden = blessed(folders)
@@ -351,14 +351,51 @@ def test_the_machines_share_has_a_boundary(folders):
 def test_the_machines_share_is_counted_from_the_mean_of_the_golden(folders):
     """As the loss is: from the slowest of its sessions a part of the machine's would be the engine's. Over two sessions it is theirs together."""
     golden = blessed(folders)
-    golden.controls = {"host_beside_s": [[0.9], [1.0], [1.0, 1.2, 1.3]]}
+    golden.controls = {"host_beside_s": [[0.99], [1.0], [1.0, 1.02, 1.3]]}
     still = np.array([99.9, 100.0, 100.1])
     golden.metrics["output_tok_s"].sessions = [list(still)] * 3
-    for host, status in (([1.2], "INCONCLUSIVE"), ([0.9, 1.2], "REGRESSED"), ([1.2, 1.2], "INCONCLUSIVE")):
+    for host, status in (([1.1], "INCONCLUSIVE"), ([0.99, 1.1], "REGRESSED"), ([1.1, 1.1], "INCONCLUSIVE")):
         found = judge_machine(golden, *({"host_beside_s": [value]} for value in host))
-        assert found["comparable"] and found["slowed"]["host_beside_s"] == pytest.approx(np.prod(host) ** (1 / len(host)) / (0.9 * 1.2) ** (1 / 3) - 1)
+        assert found["comparable"] and found["slowed"]["host_beside_s"] == pytest.approx(np.prod(host) ** (1 / len(host)) / (0.99 * 1.02) ** (1 / 3) - 1)
         judged = results.judge_speed({"output_tok_s": GATE}, golden, {"output_tok_s": [list(0.9 * still)] * len(host)}, found)
         assert judged["output_tok_s"]["status"] == status
+
+
+def test_what_the_goldens_own_sessions_differ_by_is_not_taken_off(folders):
+    """A control that is 20 % slower by chance would cost the gate a loss of 9 % that is there."""
+    golden = blessed(folders)
+    golden.metrics["output_tok_s"].sessions = [[99.9, 100.0, 100.1]] * 3
+    for sessions, certain, status in (([[0.8], [1.0], [1.25]], 0.0, "REGRESSED"), ([[0.995], [1.0], [1.005]], 0.08, "INCONCLUSIVE")):
+        golden.controls = {"host_beside_s": sessions}
+        found = judge_machine(golden, {"host_beside_s": [1.08]})
+        assert found["certain"]["host_beside_s"] == pytest.approx(certain, abs=1e-3) and found["slowed"]["host_beside_s"] == pytest.approx(0.08, abs=1e-3)
+        assert results.judge_speed({"output_tok_s": GATE}, golden, {"output_tok_s": [[90.9, 91.0, 91.1]]}, found)["output_tok_s"]["status"] == status
+
+
+def test_a_slower_machine_excuses_no_loss_of_another_size(folders):
+    golden = blessed(folders)
+    golden.metrics["output_tok_s"].sessions = [[99.9, 100.0, 100.1]] * 3
+    golden.controls = {"host_beside_s": [[1.0]] * 3}
+    found = judge_machine(golden, {"host_beside_s": [1.15]})
+    for left, status in ((80.0, "INCONCLUSIVE"), (40.0, "REGRESSED")):
+        outcome = results.judge_speed({"output_tok_s": GATE}, golden, {"output_tok_s": [[left - 0.1, left, left + 0.1]]}, found)["output_tok_s"]
+        assert outcome["status"] == status and ("15.0 % slower" in outcome["sentence"])
+    assert outcome["sentence"].endswith("so the machine itself changed, but not by so much that it may have caused this loss")
+    others = found | {"others_pct": 6.0}
+    assert results.judge_speed({"output_tok_s": GATE}, golden, {"output_tok_s": [[39.9, 40.0]]}, others)["output_tok_s"]["status"] == "INCONCLUSIVE"
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"lengths": [[1]]}, r"its keys are of different numbers of questions: correct of \d+, lengths of 1"),
+    ({"correct": [], "lengths": None, "stated": None, "signs": {}}, "key 'correct' has no questions"),
+    ({"controls": {"host_s": [[0.0]]}}, "key 'controls.host_s' has a session without times, or a time that is not positive"),
+    ({"rates": {"loop": (0, 0)}}, "key 'rates.loop' is of no answers")])
+def test_a_golden_that_contradicts_itself_is_refused_by_its_file(folders, change, said):
+    """As a merge of two leaves it."""
+    place = goldens.path_of("somewhere", "x")
+    goldens.write(place, blessed(folders).model_copy(update=change))
+    with pytest.raises(BadInput, match=f"x.json: {said}; expected a golden as it was written"):
+        goldens.read(place)
 
 
 def test_a_golden_without_controls_takes_nothing_off(folders):

@@ -14,7 +14,7 @@ import pytest
 import scripted_server
 import yaml
 from conftest import command, environment
-from workbook import controls, files, goldens, measurement, metrics, params, paths, platforms, recording, results, runner, runs, sessions
+from workbook import controls, files, goldens, measurement, metrics, params, paths, platforms, recording, results, runner, runs, schemas, sessions
 from workbook.errors import BadInput
 from workbook.validity import Completeness
 
@@ -107,7 +107,7 @@ def test_a_regression_is_confirmed_once_and_declared(taken, slow):
     effects = [-100 * (1 - np.exp(-look["gates"]["output_tok_s"]["effect"])) for look in found["looks"]]
     declared = (f"first look: REGRESSED (output_tok_s {effects[0]:+.1f} %); a confirming session was taken: "
                 f"REGRESSED (output_tok_s {effects[1]:+.1f} %) by both together")
-    assert found["sentence"].startswith("output_tok_s -9") and "would have been seen)" in found["sentence"] and found["sentence"].endswith(declared)
+    assert found["sentence"].startswith("output_tok_s -9") and "would have been called one)" in found["sentence"] and found["sentence"].endswith(declared)
     answers = {q["question"]: q["answer"] for q in found["questions"]}
     assert declared in answers["Faster or slower than the golden?"] and "72 of 72 answers" in answers["Did every answer arrive?"]
     assert "A confirming session is taken: endpoint engine, 3 repetitions." in said
@@ -140,7 +140,34 @@ def test_a_recording_takes_no_confirming_session(folders, monkeypatch):
     monkeypatch.setattr(platforms, "changed_files", list)
     with pytest.raises(BadInput, match="enough"):
         recording.record("x", None, sessions=3)
-    assert asked == [(False, "")], "and the first session has no other's sequences to read"
+    assert asked == [(False, "own")], "and the first session reads its own sequences, whatever golden there is"
+
+
+def test_an_interrupted_recording_says_what_is_there(folders, monkeypatch, capsys):
+    """In its second session: the result, a page, and how to go on."""
+    (folders / "params" / "x.yaml").write_text(yaml.safe_dump(EXAM | {"endpoint": "http://127.0.0.1:9"}))
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(runner, "run_stage", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recording._session(recording.exams.load("x"), "1 of this recording are kept", "")
+    found = schemas.read_result(paths.run_folder("x") / "result.json")
+    assert (found["status"], found["sentence"]) == ("INVALID", "interrupted in generate.ipynb, while recording")
+    assert (paths.reports() / "index.html").exists() and (paths.run_folder("x") / "params.yaml").exists()
+    assert "x: interrupted; the sessions before it, 1 of this recording are kept: ADD=1 goes on from there" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_a_sentence_and_the_next_run_is_tried(folders, monkeypatch, capsys):
+    (folders / "params" / "x.yaml").write_text(yaml.safe_dump(EXAM | {"endpoint": "http://127.0.0.1:9"}))
+    full = OSError(28, "No space left on device", str(paths.run_folder("x") / "result.json"))
+    def refuse(*_, **__):
+        raise full
+    monkeypatch.setattr(schemas, "write_result", refuse)
+    monkeypatch.setattr(runner, "_take", refuse)
+    assert runner.run_one(recording.exams.load("x")) == "INVALID"
+    said = capsys.readouterr().err
+    assert "result.json: No space left on device" in said and "x: its result cannot be written: [Errno 28]" in said and "Traceback" not in said
+    assert (paths.run_folder("x") / "params.yaml").exists(), "of which the summary says that it was begun"
 
 
 # -- what it is made of -------------------------------------------------------------------------

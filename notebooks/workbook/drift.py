@@ -13,6 +13,8 @@ from scipy import stats
 if TYPE_CHECKING:
     from workbook.goldens import Golden, Sequence
 
+OWN = "own"
+"""In the place of a golden's file: a run is to read its own answers, as the first session of a new golden."""
 SEQUENCES = 16
 """How many of a run's answers a golden keeps."""
 SEQUENCE_TOKENS = 256

@@ -10,6 +10,9 @@ from workbook import controls, goldens, metrics
 Samples = dict[str, Sequence[Sequence[float]]]
 
 CHANGED, OTHERS = "the machine itself changed", "other processes were at work"
+EXCUSED = 2
+"""A loss of more than so many times what the slowest fixed work lost is not the machine's: a load that waits for several parts of it may
+lose more than each of them, and seldom more than two together."""
 
 
 def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Samples, judged: Iterable[str] = ()) -> dict[str, Any]:
@@ -28,7 +31,8 @@ def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Sa
 
     Returns:
         Of each control, as fractions of its time: its `moves` (`control_moves`) and what of them `counts`; how much it
-        `slowed` on average (`control_means`) and what of that may be its `share` of a loss, of those that decide. The
+        `slowed` on average (`control_means`), what of that is `certain`, being more than what the golden's own sessions differ by, and what of
+        this may be its `share` of a loss, of those that decide. The
         `tolerance`; `others_pct`; a sentence that says why a loss may be the machine's (`slows`), and one why it may hide one (`speeds`),
         or empty; whether speeds are `comparable`, with neither of them, and if not `why`, in brief; a sentence on all of it.
     """
@@ -36,7 +40,9 @@ def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Sa
     samples, known = ({name: sessions for name, sessions in side.items() if not points or _point(name) in points}
                       for side in (samples, {name: each.sessions for name, each in golden.metrics.items()}))
     others_pct = float(np.mean(others)) if (others := _means(samples, metrics.OTHERS)) else 0.0
-    return _weighed(control_moves(golden, *measured), control_means(golden, *measured), others_pct, _idle_share(known), _idle_share(samples))
+    slowed = control_means(golden, *measured)
+    certain = {name: _shrunk(slowed[name], golden.controls[name], len(measured)) for name in slowed}
+    return _weighed(control_moves(golden, *measured), slowed, certain, others_pct, _idle_share(known), _idle_share(samples))
 
 
 def control_moves(golden: goldens.Golden, *measured: dict[str, list[float]]) -> dict[str, float]:
@@ -60,11 +66,21 @@ def control_means(golden: goldens.Golden, *measured: dict[str, list[float]]) -> 
             for name in sorted(golden.controls.keys() & set.intersection(*map(set, measured)))}
 
 
-def _weighed(moves: dict[str, float], slowed: dict[str, float], others_pct: float, then: float = 1.0, now: float = 1.0) -> dict[str, Any]:
+def _shrunk(slowed: float, sessions: list[list[float]], count: int) -> float:
+    """What of a control's slowing, a fraction, is more than its own noise: in logs x max(0, 1 - se^2 / x^2), the positive part of an
+    estimate shrunk by its standard error (Efron and Morris, J. Am. Stat. Assoc. 68, 1973), se from what the medians of the
+    golden's `sessions` differ by and the `count` of new ones; all of it where there is one session."""
+    if len(sessions) < 2 or not slowed:
+        return slowed
+    variance = float(np.var(np.log([np.median(session) for session in sessions]), ddof=1)) * (1 / len(sessions) + 1 / count)
+    return math.expm1(math.log1p(slowed) * max(0.0, 1 - variance / math.log1p(slowed) ** 2))
+
+
+def _weighed(moves: dict[str, float], slowed: dict[str, float], certain: dict[str, float], others_pct: float, then: float = 1.0, now: float = 1.0) -> dict[str, Any]:
     """As `judge`, with the GPUs idle for these shares of the time, for the golden and now; 1: all of what moved counts."""
     deciding = controls.deciding(moves)
     counts = {k: bounded(k, v, then, now) for k, v in moves.items()}
-    shares = {k: max(bounded(k, slowed[k], then, now), 0.0) for k in deciding}
+    shares = {k: max(bounded(k, certain[k], then, now), 0.0) for k in deciding}
     moved = [k for k in deciding if ratio(counts[k]) > controls.TOLERANCE]
     slower, faster = (", ".join(_said(k, moves[k], counts[k], 1) for k in moved if sign * counts[k] > 0) for sign in (1, -1))
     slows = [f"fixed work took longer than in any of the golden's sessions: {slower}, so {CHANGED} and may have caused a loss"] if slower else []
@@ -72,7 +88,7 @@ def _weighed(moves: dict[str, float], slowed: dict[str, float], others_pct: floa
         slows += [f"other processes took {others_pct:.0f} % of the cores while it was measured (at most {controls.OTHERS_PCT} %) and may have caused a loss"]
     speeds = [f"fixed work took less time than in any of the golden's sessions: {faster}, so {CHANGED} and may hide a loss"] if faster else []
     each = ", ".join(_said(k, v, counts[k]) + (" before the load" if k not in deciding else "") for k, v in moves.items())
-    return {"moves": moves, "counts": counts, "slowed": slowed, "share": shares, "tolerance": controls.TOLERANCE, "others_pct": others_pct,
+    return {"moves": moves, "counts": counts, "slowed": slowed, "certain": certain, "share": shares, "tolerance": controls.TOLERANCE, "others_pct": others_pct,
             "slows": "; ".join(slows), "speeds": "; ".join(speeds), "comparable": not (slows or speeds), "why": CHANGED if moved else OTHERS if slows else "",
             "sentence": "; ".join([f"the fixed work against the golden's sessions: {each or 'the golden has none'}", *slows, *speeds])}
 
@@ -100,19 +116,32 @@ def doubted(name: str, outcome: dict[str, Any], found: dict[str, Any]) -> dict[s
     INCONCLUSIVE, `without_controls` is the status that the samples alone gave, and `doubt` the reason in brief.
 
     A slower machine may have caused a loss, and cannot hide one; a faster machine may hide one, and cannot have caused it. So a loss on a
-    machine that is faster stands, and so does a pass on one that is slower.
+    machine that is faster stands, and so does a pass on one that is slower, and a loss that is too large for it (`_too_large`).
     What a metric of the whole makespan loses by a slow host is bounded by the GPUs' idle time. A start, and the time of a
     request while others keep the GPU busy, can be as slow as the host is.
     """
     if not metrics.of_makespan(name):
-        found = _weighed(found["moves"], found["slowed"], found["others_pct"])
+        found = _weighed(found["moves"], found["slowed"], found["certain"], found["others_pct"])
     may = {"REGRESSED": [found["slows"]], "INCONCLUSIVE": [found["slows"], found["speeds"]], "INVALID": []}.get(outcome["status"], [found["speeds"]])
+    if large := _too_large(outcome, found):
+        return outcome | {"sentence": f"{outcome['sentence']}; {large}"}
     doubt = "; ".join(filter(None, may))
     brief = CHANGED if CHANGED in doubt else OTHERS if doubt else "the machine may have caused it"
     if not (doubt := doubt or _share(outcome, found)):
         return outcome
     alone = "" if outcome["status"] == "INCONCLUSIVE" else f"the samples alone say {outcome['status']}, but "
     return outcome | {"status": "INCONCLUSIVE", "sentence": f"{outcome['sentence']}; {alone}{doubt}", "without_controls": outcome["status"], "doubt": brief}
+
+
+def _too_large(outcome: dict[str, Any], found: dict[str, Any]) -> str:
+    """Why a machine that is slower than is tolerated does not excuse a loss: it is one even with `EXCUSED` times off what the slowest fixed
+    work lost; empty where it may. Nobody knows what a load loses to other processes, and a band has no effect."""
+    if outcome["status"] != "REGRESSED" or "effect" not in outcome or not found["slows"] or found["others_pct"] > controls.OTHERS_PCT:
+        return ""
+    slowest = max(found["counts"][name] for name in found["share"])
+    if outcome["effect"] - EXCUSED * np.log1p(slowest) <= outcome["smallest_visible"]:
+        return ""
+    return f"{found['slows'].removesuffix(' and may have caused a loss')}, but not by so much that it may have caused this loss"
 
 
 def _share(outcome: dict[str, Any], found: dict[str, Any]) -> str:

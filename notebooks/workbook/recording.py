@@ -1,6 +1,6 @@
 """Recording: engine sessions one after the other, pooled into a candidate golden."""
 
-from workbook import candidates, exams, goldens, models, platforms, runner, runs, schemas
+from workbook import candidates, drift, exams, files, goldens, models, platforms, runner, runs, schemas
 from workbook.errors import BadInput
 from workbook.exams import Written
 from workbook.goldens import Golden
@@ -49,7 +49,7 @@ def record(name: str, overrides: Written | None = None, sessions: int = candidat
 def _exam(name: str, overrides: Written | None) -> Exam:
     """The exam as it is recorded; overrides may change what is under test, not what work is done."""
     more = Written({"repetitions": candidates.REPETITIONS}, {})
-    exam = exams.load(name, overrides.over(more) if overrides else more)
+    exam = exams.load(name, overrides.over(more, keep=True) if overrides else more)
     if exam.work_hash() != exams.load(name).work_hash():
         raise BadInput(f"SET changes the work of run '{name}', and no run without it could be held against such a golden; expected the change in the params file")
     return exam
@@ -79,11 +79,20 @@ def _extended(exam: Exam) -> Golden:
 
 def _session(exam: Exam, kept: str, candidate: str) -> Golden:
     """One complete run as a session of a golden. Where it is put to others it reads their sequences (of the file `candidate`),
-    so that the golden knows how far readings of one model differ."""
+    so that the golden knows how far readings of one model differ; else its own, whatever golden there is: another model's would
+    be a measure of that model for good."""
     runs.set_aside(exam.run)
     folder = runs.start(exam.run)
+    files.write_text(folder / "params.yaml", exams.flat(exam))
     for stage in runs.STAGES:
-        if problem := runner.run_stage(exam, stage, folder, confirm=False, reference=candidate):
+        try:
+            problem = runner.run_stage(exam, stage, folder, confirm=False, reference=candidate or drift.OWN)
+        except KeyboardInterrupt:
+            runner.ended_early(exam, stage, folder, f"interrupted in {stage}.ipynb, while recording")
+            runner.say(f"{exam.run}: interrupted" + (f"; {_go_on(kept)}" if kept else ""))
+            raise
+        if problem:
+            runner.ended_early(exam, stage, folder, f"{stage}.ipynb failed: {problem}, while recording")
             raise _unrecorded(exam, f"{stage}.ipynb failed: {problem}", kept)
         runner.write_page(exam, stage, folder)
     result = schemas.read_result(folder / "result.json")
@@ -93,4 +102,8 @@ def _session(exam: Exam, kept: str, candidate: str) -> Golden:
 
 
 def _unrecorded(exam: Exam, why: str, kept: str) -> BadInput:
-    return BadInput(f"run '{exam.run}' cannot be recorded: {why}" + (f"; the sessions before it, {kept}: ADD=1 goes on from there" if kept else ""))
+    return BadInput(f"run '{exam.run}' cannot be recorded: {why}" + (f"; {_go_on(kept)}" if kept else ""))
+
+
+def _go_on(kept: str) -> str:
+    return f"the sessions before it, {kept}: ADD=1 goes on from there"

@@ -45,7 +45,7 @@ def judge_metric(name: str, gate: Gate, golden: goldens.Golden, sessions: list[l
     verdict = verdicts.judge(known.sessions, sessions, direction=known.direction, delta=gate.delta, margin=gate.margin, prior_sd=prior_sd(name))
     shifts = [verdicts.change(x, known.direction) * 100 for x in (verdict.effect, verdict.low, verdict.high)]
     sentence = (f"{name} {shifts[0]:+.1f} % against the golden ({verdict.confidence * 100:.0f} % interval {min(shifts[1:]):+.1f} to {max(shifts[1:]):+.1f} %; "
-                f"a loss of {abs(verdicts.change(verdict.smallest_visible, known.direction)) * 100:.1f} % would have been seen)")
+                f"a measured loss of more than {abs(verdicts.change(verdict.smallest_visible, known.direction)) * 100:.1f} % would have been called one)")
     if verdict.status == "INCONCLUSIVE":
         sentence += f"; a loss of {gate.delta:.0%} is neither shown nor ruled out"
     return asdict(verdict) | {"sentence": sentence, "delta": gate.delta, "margin": gate.margin}
@@ -53,9 +53,9 @@ def judge_metric(name: str, gate: Gate, golden: goldens.Golden, sessions: list[l
 
 def _judge_nothing(name: str, known: goldens.Samples, samples: np.ndarray) -> dict[str, Any]:
     """Verdict on samples of which some are 0 (no good request, no preemption), where the golden's are not. They have no
-    logs: half of them decide, and fewer leave it open."""
-    clear = "REGRESSED" if known.direction == "higher" else "IMPROVED"
-    none = int((samples <= 0).sum())
+    logs: half of them decide, and fewer leave it open; so does one that is worse than any of the golden's."""
+    none, worst = int((samples <= 0).sum()), max(value for session in known.sessions for value in session)
+    clear = "REGRESSED" if known.direction == "higher" else "IMPROVED" if samples.max() <= worst else "INCONCLUSIVE"
     return {"status": clear if 2 * none >= samples.size else "INCONCLUSIVE",
             "sentence": f"{name} is 0 in {none} of {_count(samples.size, 'repetition')}; the golden's median is {np.median(np.concatenate(known.sessions)):.4g} {known.unit}"}
 

@@ -21,7 +21,7 @@ from workbook.sweeps import COMBINED, UNTUNED
 SCHEMA_VERSION = 1
 PLAN = "tune.json"
 """What a tuning writes first: rounds, and the parameters of each setting. `combined` comes into it after the rounds."""
-DELTA, MARGIN = 0.03, 0.02
+DELTA, MARGIN, ALPHA = 0.03, 0.02, 0.02
 """As in an A/B: a difference of no more than the margin is not called one."""
 SPEED, LATENCY = "output_tok_s", "request_tok_s_p50"
 """What the picture has upwards and to the right: what all requests get together, and what one of them gets."""
@@ -93,13 +93,16 @@ class Tuning:
         return float(np.median(np.concatenate(found))) if (found := self.sessions(setting, name)) else math.nan
 
     def against(self, setting: str, name: str = "") -> Against:
-        """A valid setting against the valid untuned run, in one metric (the headline).
+        """A valid setting against the valid untuned run, in one metric (the headline). So sure that of all settings together, none of which
+        changes anything, one in fifty sweeps would find one that does (Bonferroni).
 
         Raises:
             ValueError: as `verdicts.judge`.
         """
         name = name or self.headline
-        v = verdicts.judge(self.sessions(UNTUNED, name), self.sessions(setting, name), direction=metrics.kind(name).direction, delta=DELTA, margin=MARGIN)
+        sure = 1 - ALPHA / max(1, len(self.settings) - 1)
+        v = verdicts.judge(self.sessions(UNTUNED, name), self.sessions(setting, name), direction=metrics.kind(name).direction, delta=DELTA, margin=MARGIN,
+                           confidences=(sure, sure))
         return Against(*(1 + verdicts.change(x, "higher") for x in (v.effect, v.high, v.low)), v.confidence, v.status)
 
     def moved(self, setting: str) -> str:

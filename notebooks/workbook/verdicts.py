@@ -49,7 +49,7 @@ class Side(NamedTuple):
 
 
 def judge(golden_sessions: list[list[float]], new_sessions: list[list[float]], *, direction: str,
-          delta: float = 0.05, margin: float = 0.03, prior_sd: float = PRIOR_SD) -> Verdict:
+          delta: float = 0.05, margin: float = 0.03, prior_sd: float = PRIOR_SD, confidences: tuple[float, float] | None = None) -> Verdict:
     """Compare a metric's samples with its golden's, session by session.
 
     In logs: d = mean of the golden's S_g session means - mean of the S_n new ones (sign turned for "lower").
@@ -72,7 +72,7 @@ def judge(golden_sessions: list[list[float]], new_sessions: list[list[float]], *
         PASSED        high < delta: a loss of delta is ruled out;
         INCONCLUSIVE  otherwise: a loss is neither shown nor ruled out.
 
-    The confidence of t is FIRST_LOOK with one new session, else POOLED.
+    The confidence of t is FIRST_LOOK with one new session, else POOLED; or `confidences`, where several are judged at once.
 
     Args:
         golden_sessions, new_sessions: a list of samples for each engine session; positive numbers.
@@ -86,10 +86,10 @@ def judge(golden_sessions: list[list[float]], new_sessions: list[list[float]], *
         ValueError: no samples, or one that is not a positive number; unknown direction.
     """
     sides = (_side(golden_sessions, "golden", direction), _side(new_sessions, "new", direction))
-    return _verdict(*compare(*sides, delta, margin, prior_sd))
+    return _verdict(*compare(*sides, delta, margin, prior_sd, confidences))
 
 
-def compare(golden: Side, new: Side, delta: float, margin: float, prior_sd: float = PRIOR_SD) -> tuple:
+def compare(golden: Side, new: Side, delta: float, margin: float, prior_sd: float = PRIOR_SD, confidences: tuple[float, float] | None = None) -> tuple:
     """`judge` for sides, or for arrays of them: the fields of a Verdict."""
     sides = (golden, new)
     within = (golden.squares + new.squares) / max(sum(np.sum(s.sizes - 1) for s in sides), 1)
@@ -102,7 +102,7 @@ def compare(golden: Side, new: Side, delta: float, margin: float, prior_sd: floa
     ratio = (PRIOR_DF + seen / typical) / df
     error = np.sqrt(ratio * sum(v / s.sizes.size for s, v in zip(sides, expected)))
     effect = golden.means.mean(-1) - new.means.mean(-1)
-    return *_decide(effect, error, df, POOLED if freedom[1] else FIRST_LOOK, delta, margin), np.sqrt(ratio * expected[1])
+    return *_decide(effect, error, df, confidences or (POOLED if freedom[1] else FIRST_LOOK), delta, margin), np.sqrt(ratio * expected[1])
 
 
 def visible(golden_sessions: list[list[float]], repetitions: int, prior_sd: float = PRIOR_SD) -> float:
