@@ -41,29 +41,29 @@ run-all: setup ## every exam this machine can take, then the summary: reports/in
 	@$(WORKBOOK) run-all
 
 run: setup ## one exam: RUN=name [MODEL=/path] [SET="n=8 max_tokens=64"]
-	@$(WORKBOOK) run "$(RUN)" $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$(SET)")
+	@$(WORKBOOK) run "$(RUN)" $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$$SET")
 
 report: setup ## rebuild the summary from the runs in reports/
 	@$(WORKBOOK) summary
 
 record: setup ## measure a candidate golden: RUN=name [SESSIONS=3] [ADD=1] [MODEL=] [SET=]
-	@$(WORKBOOK) record "$(RUN)" $(if $(SESSIONS),--sessions "$(SESSIONS)") $(if $(filter-out 0,$(ADD)),--add) $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$(SET)")
+	@$(WORKBOOK) record "$(RUN)" $(if $(SESSIONS),--sessions "$(SESSIONS)") $(if $(filter-out 0,$(ADD)),--add) $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$$SET")
 
 bless: setup ## make the candidate the golden: RUN=name REASON="..." [ACCEPT_REGRESSION=1]
-	@$(WORKBOOK) bless "$(RUN)" --reason "$(REASON)" $(if $(filter-out 0,$(ACCEPT_REGRESSION)),--accept-regression)
+	@$(WORKBOOK) bless "$(RUN)" --reason "$$REASON" $(if $(filter-out 0,$(ACCEPT_REGRESSION)),--accept-regression)
 
 ab: setup ## does B cost anything? RUN=name A="..." B="..." [A_PYTHON=] [B_PYTHON=] [PAIRS=8] [MODEL=] [SET=]
-	@$(WORKBOOK) ab "$(RUN)" --a "$(A)" --b "$(B)" $(if $(PAIRS),--pairs "$(PAIRS)") $(if $(A_PYTHON),--python-a "$(A_PYTHON)") \
-	  $(if $(B_PYTHON),--python-b "$(B_PYTHON)") $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$(SET)")
+	@$(WORKBOOK) ab "$(RUN)" --a "$$A" --b "$$B" $(if $(PAIRS),--pairs "$(PAIRS)") $(if $(A_PYTHON),--python-a "$(A_PYTHON)") \
+	  $(if $(B_PYTHON),--python-b "$(B_PYTHON)") $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$$SET")
 
 tune: setup ## which engine settings are the fastest? RUN=name [ROUNDS=1] [ONLY="a b"] [MODEL=] [SET=]
-	@$(WORKBOOK) tune "$(RUN)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(ONLY),--only "$(ONLY)") $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$(SET)")
+	@$(WORKBOOK) tune "$(RUN)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(ONLY),--only "$(ONLY)") $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$$SET")
 
 list: setup ## every exam, what it needs, and whether this machine can take it
 	@$(WORKBOOK) list
 
 params: setup ## a run's parameters and where each comes from: RUN=name [MODEL=] [SET=]
-	@$(WORKBOOK) params "$(RUN)" $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$(SET)")
+	@$(WORKBOOK) params "$(RUN)" $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$$SET")
 
 docs: setup ## make docs/params.md and docs/schemas/ from the schemas
 	@$(WORKBOOK) reference > docs/params.md

@@ -281,7 +281,7 @@ def test_without_an_ab_the_notebook_says_what_to_do(tiny):
 
 def test_make_passes_every_word_on():
     said = subprocess.run(["make", "-n", "ab", "PY=python3", "RUN=x", "A=n=1 m=2", "B=", "PAIRS=10", "B_PYTHON=/p", "SET=k=1"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert 'workbook ab "x" --a "n=1 m=2" --b "" --pairs "10"' in said and '--python-b "/p"' in said and '--set "k=1"' in said and "--python-a" not in said
+    assert 'workbook ab "x" --a "$A" --b "$B" --pairs "10"' in said and '--python-b "/p"' in said and '--set "$SET"' in said and "--python-a" not in said
 
 
 # -- the whole path -----------------------------------------------------------------------------

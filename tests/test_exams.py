@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 from conftest import ROOT, environment
-from workbook import catalogue, exams, models, params, platforms, runner, sweeps
+from workbook import catalogue, exams, models, params, paths, platforms, runner, sweeps
 from workbook.errors import BadInput
 
 BASE = "run: a\nseed: 5\nengine_args:\n  max_num_seqs: 8\n  enforce_eager: true\n"
@@ -58,7 +58,7 @@ def test_what_yaml_did_is_said(write, line, expected):
 @pytest.mark.parametrize("text, start", [
     ("run: [", "params/a.yaml: not YAML: while parsing"),
     ("just text", "params/a.yaml: holds a str; expected 'key: value' lines"),
-    ("", "params/a.yaml: holds a NoneType; expected 'key: value' lines"),
+    ("", "params/a.yaml: is empty; expected 'key: value' lines"),
     ("run: b\n", "params/a.yaml: key 'run' is 'b'; expected the file's stem, 'a'"),
     ("seed: 1\n", "params/a.yaml: key 'run' is None; expected the file's stem, 'a'"),
     ("run: a\nvariants: 5\n", "params/a.yaml: key 'variants' has '': None; expected a name"),
@@ -251,3 +251,24 @@ def test_validating_every_exam_is_quick_and_needs_neither_vllm_nor_torch():
             "print(len(exams.names()), time.perf_counter() - began, *sorted({'vllm', 'torch', 'transformers'} & set(sys.modules)))")
     count, seconds, *loaded = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True).stdout.split()
     assert int(count) >= 15 and float(seconds) < 2 and loaded == []
+
+
+def test_null_takes_a_key_away_whatever_stands_before_it():
+    for text in ("engine_args.max_num_seqs=8 engine_args.enforce_eager=null", "engine_args.enforce_eager=null engine_args.max_num_seqs=8"):
+        found = exams.load("smoke", exams.parse_set(text))
+        assert found.engine_args["max_num_seqs"] == 8 and "enforce_eager" not in found.engine_args
+    assert exams.load("smoke", exams.parse_set("gates=null n=1")).gates == {}
+
+
+def test_an_alias_to_itself_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("GOLDBOOK_PARAMS", str(tmp_path))
+    (tmp_path / "a.yaml").write_text("run: a\nengine_args: &x [*x]\n")
+    with pytest.raises(BadInput, match="an alias stands for something that it is in itself; expected none that does"):
+        exams.read(tmp_path / "a.yaml")
+
+
+def test_a_relative_folder_counts_from_the_checkout(monkeypatch, tmp_path):
+    """And not from where make, a kernel or a test happens to be."""
+    monkeypatch.setenv("GOLDBOOK_GOLDENS", "somewhere/goldens")
+    monkeypatch.chdir(tmp_path)
+    assert paths.goldens() == ROOT / "somewhere" / "goldens"

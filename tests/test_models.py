@@ -5,7 +5,7 @@ import shutil
 import struct
 
 import pytest
-from workbook import embedded, hub, models, params, paths, weights
+from workbook import embedded, hub, models, params, paths, tokens, weights
 from workbook.engines import base
 from workbook.errors import BadInput
 
@@ -203,3 +203,19 @@ def test_an_unwritable_cache_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("GOLDBOOK_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(BadInput, match="cannot hold the embedded model .* GOLDBOOK_CACHE names another"):
         embedded.prepare()
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", r"model.safetensors: has no header of safetensors, but the pointer of Git LFS to one \(git lfs pull fetches it\)"),
+    (b"", "has no header of safetensors in its 0 bytes"), (b"\x04\0\0\0\0\0\0\0oops", "the header is not JSON")])
+def test_weights_that_are_none_are_named_before_an_engine_starts(tmp_path, content, said):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    for read in (weights.check, weights.sha256):
+        with pytest.raises(BadInput, match=said):
+            read(tmp_path)
+
+
+def test_a_broken_tokenizer_is_named(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(BadInput, match="tokenizer.json: is no tokenizer"):
+        tokens.Tokenizer(tmp_path)

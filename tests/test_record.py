@@ -225,9 +225,18 @@ def test_adding_wants_the_same_thing(place, folders):
         recording.record("quick", add=True)
 
 
+def test_what_is_in_quotes_stays_so(tmp_path):
+    """A golden keeps its reason for good. (The workbook is a program that shows its words.)"""
+    (tmp_path / "python").write_text('#!/bin/sh\nfor word in "$@"; do echo "<$word>"; done\n')
+    (tmp_path / "python").chmod(0o755)
+    def said(*words):
+        return subprocess.run(["make", "-s", f"PY={tmp_path / 'python'}", *words], cwd=ROOT, capture_output=True, text=True).stdout
+    assert '<it\'s "fast" now>' in said("bless", "RUN=x", 'REASON=it\'s "fast" now') and '<prompt_suffix="a b">' in said("run", "RUN=x", 'SET=prompt_suffix="a b"')
+
+
 def test_make_hands_its_words_on(place):
     def said(*words):
         return subprocess.run(["make", "-n", f"PY={sys.executable}", *words], cwd=ROOT, capture_output=True, text=True).stdout
     assert 'record "x" --sessions "2" --add' in said("record", "RUN=x", "SESSIONS=2", "ADD=1")
     assert "--add" not in said("record", "RUN=x", "ADD=0") and "--accept" not in said("bless", "RUN=x", "REASON=y")
-    assert 'bless "x" --reason "y" --accept-regression' in said("bless", "RUN=x", "REASON=y", "ACCEPT_REGRESSION=1")
+    assert 'bless "x" --reason "$REASON" --accept-regression' in said("bless", "RUN=x", "REASON=y", "ACCEPT_REGRESSION=1")

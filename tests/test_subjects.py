@@ -205,3 +205,10 @@ def test_sharegpt_is_what_vllms_sampler_gives(tokenizer, peer, tmp_path, seed):
     theirs = ShareGPTDataset(dataset_path=str(path), random_seed=seed).sample(peer, 1000)
     ours = subjects.questions(sharegpt(num_prompts=1000, seed=seed), tokenizer)
     assert [(q.text, q.max_tokens) for q in ours] == [(r.prompt, r.expected_output_len) for r in theirs]
+
+
+def test_half_a_character_is_named(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a \\ud83d b"}\n')
+    exam = params.check({"run": "x", "subject": "jsonl", "subject_path": str(tmp_path / "p.jsonl"), "num_prompts": 1, "max_tokens": 4, "chat_template": False})
+    with pytest.raises(BadInput, match=r"key 'prompt' has '\\ud83d', half of a character, at 2; expected text that is UTF-8"):
+        subjects.questions(exam, tokens.Tokenizer(embedded.prepare()))

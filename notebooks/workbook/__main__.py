@@ -1,13 +1,16 @@
 """The command line: `python -m workbook COMMAND`. `make help` lists the same things for people."""
 import argparse
+import errno
 import os
-import subprocess
 import sys
 import traceback
 from pathlib import Path
 
 from workbook.errors import BadInput
 from workbook.statuses import strict
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What is the matter with a place, and not with this program."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,6 +20,12 @@ def main(argv: list[str] | None = None) -> int:
         return args.command(args)
     except BadInput as error:
         print(f"goldbook: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            traceback.print_exc()
+        else:
+            print(f"goldbook: {error.filename or 'a file'}: cannot be written ({error.strerror}); GOLDBOOK_REPORTS names another folder for the reports", file=sys.stderr)
         return 2
     except Exception:
         # Python's own code for this is 1, which here means REGRESSED.
@@ -156,8 +165,8 @@ def _executing(work):
 
 
 def _bless(args: argparse.Namespace) -> int:
-    from workbook import candidates
-    by = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True).stdout.strip() or os.environ.get("USER", "unknown")
+    from workbook import candidates, platforms
+    by = platforms.git("config", "user.name") or os.environ.get("USER", "unknown")
     print(f"golden: {candidates.bless(args.run, args.reason, by, accept_regression=args.accept_regression)}", file=sys.stderr)
     return 0
 

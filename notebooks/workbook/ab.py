@@ -60,7 +60,7 @@ def variants(run: str, sets: dict[str, str], overrides: Written) -> dict[str, Ex
     Raises:
         BadInput: as `exams.load`, or they differ in more than what is under test.
     """
-    both = {side: exams.load(run, exams.parse_set(sets[side], source=side.upper()).over(overrides)) for side in ("a", "b")}
+    both = {side: exams.load(run, exams.parse_set(sets[side], source=side.upper()).over(overrides, keep=True)) for side in ("a", "b")}
     a, b = (exam.model_dump(mode="json") for exam in both.values())
     if other := [key for key in a if a[key] != b[key] and key not in UNDER_TEST]:
         raise BadInput(f"A and B are not the same work: {'; '.join(f'key {key!r} is {a[key]!r} in A and {b[key]!r} in B' for key in other)}; "

@@ -26,9 +26,10 @@ class Written:
     values: dict[str, Any]
     places: dict[KeyPath, Place]
 
-    def over(self, other: "Written") -> "Written":
-        """Both; where both have a key this one's value stands. Mappings are joined key by key, and null takes a key away."""
-        return Written(_joined(other.values, self.values), other.places | self.places)
+    def over(self, other: "Written", keep: bool = False) -> "Written":
+        """Both; where both have a key this one's value stands. Mappings are joined key by key, and null takes a key away, or
+        (`keep`) stays to do so where both are laid over something else."""
+        return Written(_joined(other.values, self.values, keep), other.places | self.places)
 
 
 def load(run: str, overrides: Written | None = None) -> Exam:
@@ -115,8 +116,8 @@ def parse_set(text: str, model: str = "", source: str = "SET") -> Written:
             nested = value  # OMP_NUM_THREADS=1 is text, as it would be in a shell
         for name in reversed(path):
             nested = {name: nested}
-        written = Written(nested, part.places).over(written)
-    return Written({"model": model}, {("model",): Place("MODEL")}).over(written) if model else written
+        written = Written(nested, part.places).over(written, keep=True)
+    return Written({"model": model}, {("model",): Place("MODEL")}).over(written, keep=True) if model else written
 
 
 def of_notebook(values: dict[str, Any]) -> Exam:
@@ -203,8 +204,11 @@ def read(path: Path) -> Written:
         written = _parse(path.read_text(), source)
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise BadInput(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise BadInput(f"{source}: an alias stands for something that it is in itself; expected none that does") from None
     if not isinstance(written.values, dict):
-        raise BadInput(f"{source}: holds a {type(written.values).__name__}; expected 'key: value' lines")
+        what = "is empty" if written.values is None else f"holds a {type(written.values).__name__}"
+        raise BadInput(f"{source}: {what}; expected 'key: value' lines")
     return written
 
 
@@ -252,7 +256,7 @@ def _with_dot(number: str) -> str:
     return f"{digits if '.' in digits else digits + '.0'}e{exponent if exponent[0] in '+-' else '+' + exponent}"
 
 
-def _joined(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on top of `base`; a null takes the key away, so that its default stands."""
-    joined = base | {k: _joined(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in over.items()}
-    return {k: v for k, v in joined.items() if v is not None or k not in over}
+def _joined(base: dict[str, Any], over: dict[str, Any], keep: bool = False) -> dict[str, Any]:
+    """`over` on top of `base`; a null takes the key away, so that its default stands, unless it is kept."""
+    joined = base | {k: _joined(base[k], v, keep) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in over.items()}
+    return {k: v for k, v in joined.items() if keep or v is not None or k not in over}

@@ -53,8 +53,8 @@ class _Engine(NBClientEngine):
             on_cell(nb_man.nb.cells, cell_index)
             return started(cell, cell_index, **rest)
         nb_man.cell_start = cell_start
-        # The kernel warns on our terminal that its loopback ports are not encrypted.
-        client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, startup_timeout=60, extra_arguments=["--log-level=ERROR"],
+        # The kernel warns on our terminal that its loopback ports are not encrypted, and how its sockets went when it was interrupted.
+        client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, startup_timeout=60, extra_arguments=["--log-level=CRITICAL"],
                                          timeout_func=lambda cell: max(1, int(deadline - time.monotonic())))
         return client.execute()
 

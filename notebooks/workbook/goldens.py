@@ -133,9 +133,38 @@ def read(path: Path) -> Golden:
         raise BadInput(f"{path}: key 'schema_version' is {found!r}; expected {SCHEMA_VERSION}"
                        + (", so record and bless it again" if isinstance(found, int) and found < SCHEMA_VERSION else ""))
     try:
-        return Golden(**values)
+        found = Golden(**values)
     except ValidationError as error:
         raise BadInput(f"{path}: {first_error(error)}; expected a complete golden") from None
+    if problem := _contradiction(found):
+        raise BadInput(f"{path}: {problem}; expected a golden as it was written (git log has it), and no merge of two")
+    return found
+
+
+def _contradiction(golden: Golden) -> str:
+    """What in a golden does not fit the rest of it, in a sentence: it was edited, or merged of two; empty if all does."""
+    by_question = {name: len(rows) for name, rows in (("correct", golden.correct), ("stated", golden.stated), ("lengths", golden.lengths)) if rows is not None}
+    by_question |= {f"signs.{name}": len(counts) for name, counts in golden.signs.items()}
+    if len(set(by_question.values())) > 1:
+        return f"its keys are of different numbers of questions: {', '.join(f'{name} of {count}' for name, count in by_question.items())}"
+    for name in ("correct", "stated", "lengths"):
+        rows = getattr(golden, name)
+        if rows is not None and (not rows or len({len(row) for row in rows}) > 1 or not rows[0]):
+            return f"key '{name}' has {'no questions' if not rows else 'questions of different numbers of samples'}"
+    for name, samples in golden.metrics.items():
+        if not samples.sessions or not all(samples.sessions):
+            return f"key 'metrics.{name}.sessions' has a session without samples, or none"
+        if samples.direction not in ("higher", "lower"):
+            return f"key 'metrics.{name}.direction' is {samples.direction!r}; higher or lower"
+    for name, sessions in golden.controls.items():
+        if not sessions or not all(session and min(session) > 0 for session in sessions):
+            return f"key 'controls.{name}' has a session without times, or a time that is not positive"
+    for number, sequence in enumerate(golden.sequences):
+        if len(sequence.logprobs) != len(sequence.token_ids):
+            return f"key 'sequences.{number}' has {len(sequence.logprobs)} log-probabilities of {len(sequence.token_ids)} tokens"
+    if wrong := [name for name, (_, whole) in golden.rates.items() if whole < 1]:
+        return f"key 'rates.{wrong[0]}' is of no answers"
+    return ""
 
 
 def first_error(error: ValidationError) -> str:

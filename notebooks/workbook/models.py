@@ -49,6 +49,8 @@ def resolve(exam: Exam) -> Path:
         if not any(folder.glob(pattern)):
             raise BadInput(f"key 'model' is {exam.model!r}: {folder} has no {what}; expected a file {pattern} in it")
     check(exam, facts(folder))
+    if exam.own_weights:
+        weights.check(folder)
     adapter(exam)
     return folder
 
@@ -84,13 +86,15 @@ def facts(folder: Path) -> Facts:
     try:
         return facts_of((folder / "config.json").read_text())
     except ValueError as error:
-        raise BadInput(f"{folder / 'config.json'}: not JSON ({error}); expected a model's config") from None
+        raise BadInput(f"{folder / 'config.json'}: no JSON object ({error}); expected a model's config") from None
 
 
 def facts_of(text: str) -> Facts:
     """What a config says; a model of several parts (text and images) counts as its text part."""
     config = json.loads(text)
-    config = config | config.get("text_config", {})
+    if not isinstance(config, dict):
+        raise ValueError(f"holds a {type(config).__name__}")
+    config = config | (config.get("text_config") or {})
     heads = config.get("num_attention_heads") or config.get("n_head") or 0
     return Facts(heads, config.get("num_key_value_heads") or heads, config.get("max_position_embeddings") or config.get("n_positions") or 0)
 

@@ -7,7 +7,8 @@ NOTEBOOKS = ROOT / "notebooks"
 
 
 def _folder(variable: str, default: Path) -> Path:
-    return Path(os.environ.get(variable) or default).expanduser().resolve()
+    """A relative one counts from the checkout, wherever make, a notebook or a test runs."""
+    return (ROOT / Path(os.environ.get(variable) or default).expanduser()).resolve()
 
 
 def params() -> Path:

@@ -91,6 +91,8 @@ def run_one(exam: Exam) -> str:
         return _take(exam, runs.start(exam.run))
     except BadInput as error:
         return _stop(exam.run, "INVALID", str(error), exam)
+    except OSError as error:
+        return _stop(exam.run, "INVALID", f"{error.filename or paths.run_folder(exam.run)}: {error.strerror}", exam)
     except Exception as error:
         traceback.print_exc()
         return _stop(exam.run, "INVALID", f"the runner failed: {type(error).__name__}: {error}", exam)
@@ -103,10 +105,7 @@ def _take(exam: Exam, folder: Path) -> str:
         try:
             problem = run_stage(exam, stage, folder)
         except KeyboardInterrupt:
-            schemas.write_result(folder / "result.json", schemas.stopped(exam.run, "INVALID", f"interrupted in {stage}.ipynb", exam, stage))
-            summary.write(summary.collect(), paths.reports())
-            with contextlib.suppress(Exception):  # the result is written: a page that cannot be made hides no interruption
-                _pages_so_far(exam, stage, folder)
+            ended_early(exam, stage, folder, f"interrupted in {stage}.ipynb")
             raise
         if problem:
             schemas.write_result(folder / "result.json", schemas.stopped(exam.run, "INVALID", f"{stage}.ipynb failed: {problem}", exam, stage))
@@ -124,7 +123,7 @@ def run_stage(exam: Exam, stage: str, folder: Path, confirm: bool = True, refere
 
     Args:
         confirm: whether compare.ipynb may take a confirming session.
-        reference: file whose token sequences score.ipynb reads; empty: the run's golden.
+        reference: file whose token sequences score.ipynb reads; empty: the run's golden; `drift.OWN`: none but its own.
     """
     target = folder / f"{stage}.ipynb"
     more = {"generate": exam.model_dump(mode="json"), "score": {"reference": reference}, "compare": {"confirm": confirm}}
@@ -164,14 +163,22 @@ def write_page(exam: Exam, stage: str, folder: Path) -> None:
         pages.write(source, folder / f"{stage}.html", f"{exam.run} · {stage}", nav)
 
 
-def _pages_so_far(exam: Exam, stage: str, folder: Path) -> None:
-    """What an interruption leaves to be read: the run's pages, and the cards of all runs until `make report` makes the whole page."""
+def ended_early(exam: Exam, stage: str, folder: Path, why: str) -> None:
+    """Write the result of a run that ended in a stage, and what can be read of it: its pages, and the cards of all runs until
+    `make report` makes the whole page."""
+    schemas.write_result(folder / "result.json", schemas.stopped(exam.run, "INVALID", why, exam, stage))
+    summary.write(summary.collect(), paths.reports())
+    with contextlib.suppress(Exception):  # the result is written: a page that cannot be made hides no interruption
+        _pages_so_far(exam, stage, folder, why)
+
+
+def _pages_so_far(exam: Exam, stage: str, folder: Path, why: str) -> None:
     say("  making the pages of what is there")
-    pages.add_failure(folder / f"{stage}.ipynb", f"interrupted in {stage}.ipynb", folder / "engine.log")
+    pages.add_failure(folder / f"{stage}.ipynb", why, folder / "engine.log")
     for made in runs.STAGES:
         write_page(exam, made, folder)
     found = [r for r in summary.collect() if r["status"] not in summary.NOT_TAKEN]
-    files.write_text(paths.reports() / "index.html", cards.bare_page("Goldbook", "interrupted; make report makes this page whole", "".join(
+    files.write_text(paths.reports() / "index.html", cards.bare_page("Goldbook", "ended early; make report makes this page whole", "".join(
         cards.run_card(r, list(runs.STAGES), summary.links(r["run"])) for r in sorted(found, key=lambda r: ORDER.index(r["status"])))))
 
 
@@ -202,13 +209,20 @@ def _run_several(names: list[str], overrides: Written | None = None) -> list[str
 
 
 def _stop(run: str, status: str, sentence: str, exam: Exam | None = None) -> str:
-    """Record a run that was not started or did not get to its end; what is in its folder goes to the history."""
+    """Record a run that was not started or did not get to its end; what is in its folder goes to the history. Where that cannot be
+    written (a full disk) the terminal has been told, and the next run may be tried; an empty file is left, of which the
+    summary says that the run was begun."""
     say(f"  {run}: {status}: {sentence}")
-    runs.set_aside(run)
-    folder = runs.start(run)
-    schemas.write_result(folder / "result.json", schemas.stopped(run, status, sentence, exam))
-    if not exam:
-        files.write_text(folder / REFUSED, str(paths.params()))
+    try:
+        runs.set_aside(run)
+        folder = runs.start(run)
+        schemas.write_result(folder / "result.json", schemas.stopped(run, status, sentence, exam))
+        if not exam:
+            files.write_text(folder / REFUSED, str(paths.params()))
+    except (OSError, BadInput) as error:
+        say(f"  {run}: its result cannot be written: {error}")
+        with contextlib.suppress(OSError):
+            (paths.run_folder(run) / "params.yaml").touch()
     return status
 
 

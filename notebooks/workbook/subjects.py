@@ -229,6 +229,10 @@ def _lines(exam: Exam) -> Iterator[tuple[str, dict]]:
 def _field(row: dict, name: str, where: str) -> str:
     if not isinstance(row.get(name), str) or not row[name].strip():
         raise BadInput(f"{where}: key '{name}' is {row.get(name)!r:.60}; expected a text; the line has {', '.join(row) or 'no keys'}")
+    try:
+        row[name].encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"{where}: key '{name}' has {row[name][error.start]!r}, half of a character, at {error.start}; expected text that is UTF-8") from None
     return row[name]
 
 

@@ -22,10 +22,14 @@ class Tokenizer:
     """
 
     def __init__(self, folder: Path):
+        """Raises BadInput if tokenizer.json is broken."""
         from tokenizers import Tokenizer as Backend
         path = folder / "tokenizer.json"
         if path.exists():
-            self._backend = Backend.from_file(str(path))
+            try:
+                self._backend = Backend.from_file(str(path))
+            except Exception as error:  # the library raises no other
+                raise BadInput(f"{path}: is no tokenizer ({error}); expected a complete tokenizer.json") from None
             # A file may ask for padding or truncation: both would change what is measured.
             self._backend.no_padding()
             self._backend.no_truncation()

@@ -11,12 +11,13 @@ def sha256(folder: Path) -> str:
     """SHA-256 over all tensors of a folder's safetensors files: name, type, shape and bytes, by name.
 
     The same tensors give the same hash however they are split over files and whatever wrote them.
+
+    Raises:
+        BadInput: a file is none of safetensors, or is cut off.
     """
     entries = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as stream:
-            (size,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(size))
+        size, header = _header(path)
         for name, tensor in header.items():
             if name != "__metadata__":
                 entries[name] = (path, 8 + size, tensor)
@@ -34,3 +35,24 @@ def sha256(folder: Path) -> str:
                 total.update(block)
                 left -= len(block)
     return total.hexdigest()
+
+
+def check(folder: Path) -> None:
+    """Raise BadInput where a safetensors file of a folder has no header: cut off, or the pointer of Git LFS in its place."""
+    for path in folder.glob("*.safetensors"):
+        _header(path)
+
+
+def _header(path: Path) -> tuple[int, dict]:
+    """Bytes of a safetensors file's header, and what it says of each tensor."""
+    length = path.stat().st_size
+    with path.open("rb") as stream:
+        first = stream.read(8)
+        size = struct.unpack("<Q", first)[0] if len(first) == 8 else length
+        if size > length - 8:
+            pointer = ", but the pointer of Git LFS to one (git lfs pull fetches it)" if first == b"version " else f" in its {length:,} bytes"
+            raise BadInput(f"{path}: has no header of safetensors{pointer}; expected a complete safetensors file")
+        try:
+            return size, json.loads(stream.read(size))
+        except ValueError as error:
+            raise BadInput(f"{path}: the header is not JSON ({error}); expected a complete safetensors file") from None
