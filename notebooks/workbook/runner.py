@@ -92,7 +92,7 @@ def run_one(exam: Exam) -> str:
     except BadInput as error:
         return _stop(exam.run, "INVALID", str(error), exam)
     except OSError as error:
-        return _stop(exam.run, "INVALID", f"{error.filename or paths.run_folder(exam.run)}: {error.strerror}", exam)
+        return _stop(exam.run, "INVALID", f"{error.filename or paths.run_folder(exam.run)}: {error.strerror or error}", exam)
     except Exception as error:
         traceback.print_exc()
         return _stop(exam.run, "INVALID", f"the runner failed: {type(error).__name__}: {error}", exam)
