@@ -51,25 +51,26 @@ def metrics(rows):
 
 @pytest.mark.parametrize("concurrency, chunks, tokens, rounds", [(1, 600, 1, 2), (32, 60, 1, 2), (32, 60, 3, 1), (256, 10, 1, 2)])
 def test_every_metric_is_that_of_the_servers_log(server, concurrency, chunks, tokens, rounds):
-    """2,000 chunks a second in all, uneven: within 2 % or 2 ms.
+    """2,000 chunks a second in all, uneven: within 2 % or 2 ms, in the median of three repetitions.
 
     A chunk that waits for a client without a processor is late, and not by the client's fault. How long it and
-    the server waited is known whatever the times say, and a repetition with too much of it is done again.
+    the server waited is known whatever the times say: of up to seven repetitions those that waited least count. Nobody
+    tells when a virtual machine's host took the processor away (seen: 2 to 20 ms, every three to ten seconds), and
+    of two requests each percentile is a single chunk's time: hence the median. What is the client's is in all three.
     """
     draw, mean = random.Random(concurrency), concurrency / 2000
     batch = [request(chunks * tokens, tokens=tokens, id=str(number), ttft=draw.uniform(0.02, 0.02 + mean * 3),
                      gap=[draw.uniform(0.2 * mean, 1.8 * mean) for _ in range(7)]) for number in range(concurrency * rounds)]
-    least = 1e9
-    for _ in range(5):
+    found = []
+    for _ in range(7):
         began, waited = time.monotonic(), waiting(server)
         with server.first_in_line():
-            found = both(server, batch, concurrency)
+            ours, right = both(server, batch, concurrency)
         share = (waiting(server) - waited) / (time.monotonic() - began)
-        if share < least:
-            least, (ours, right) = share, found
-        if least < 0.15:
+        found = sorted([*found, (share, ours, right)], key=lambda one: one[0])[:3]
+        if len(found) == 3 and found[-1][0] < 0.15:
             break
-    assert off(ours, right) == {}, f"while the two waited for a processor {least:.0%} of the time"
+    assert off(found) == {}, f"while the two waited for a processor up to {found[-1][0]:.0%} of the time"
 
 
 def both(server, batch, concurrency):
@@ -89,10 +90,15 @@ def both(server, batch, concurrency):
             metrics([(r.arrival, log[str(n)]["writes"], log[str(n)]["tokens"]) for n, r in enumerate(replies)]))
 
 
-def off(ours, right):
-    """The metrics that differ by more than 2 % and, of those that are times, by more than 2 ms."""
-    return {name: (ours[name], right[name]) for name in right
-            if abs(ours[name] - right[name]) > max(0.02 * right[name], 2.0 if "_ms_" in name else 0.0)}
+def off(found):
+    """The metrics whose median difference is more than 2 % and, of those that are times, more than 2 ms."""
+    wrong = {}
+    for name in found[0][2]:
+        right = np.median([theirs[name] for _, _, theirs in found])
+        difference = np.median([ours[name] - theirs[name] for _, ours, theirs in found])
+        if abs(difference) > max(0.02 * right, 2.0 if "_ms_" in name else 0.0):
+            wrong[name] = (difference, right)
+    return wrong
 
 
 def waiting(server):
