@@ -87,6 +87,37 @@ def test_sign_flips_are_counted_exactly():
     assert accuracy.compare(same, same[:, ::-1]).p == 1.0
 
 
+def test_what_would_have_been_called_a_fall_is_what_is():
+    """And the interval of the change leaves zero out where it was, but for a fall of less than a point."""
+    rng, called = np.random.default_rng(1), 0
+    for samples in (1, 4, 16):
+        held = 0
+        for _ in range(200):
+            questions, loss = rng.choice([40, 200, 600]), rng.choice([0, 0.1, 0.2])
+            chance = rng.beta(0.5, 0.5, size=(questions, 1))
+            found = accuracy.compare(*(rng.random((questions, samples)) < c for c in (chance, chance * (1 - loss))))
+            fell = found.status == "REGRESSED"
+            assert fell == (found.drop >= found.smallest_visible - 1e-9) and (found.low >= -1e-9) == (found.p < (0.05 if samples == 1 else 0.01))
+            called, held = called + fell, held + (found.low <= loss * chance.mean() <= found.high)
+        assert held >= (180 if samples == 1 else 195) - 5, "of 200, at 90 % and 98 %"
+    assert 100 < called < 400
+
+
+@pytest.mark.parametrize("samples, sampled, answers", [(1, False, 5), (1, True, 7), (4, False, 7)])
+def test_of_answers_that_did_not_change_so_many_would_have_to(samples, sampled, answers):
+    """The first power of 1/2 below .05 is the fifth, below .01 the seventh."""
+    same = np.arange(100)[:, None] < np.full(samples, 50)
+    found = accuracy.compare(same, same, sampled=sampled)
+    assert (found.drop, found.high, found.smallest_visible) == (0.0, pytest.approx(answers / samples / 100), pytest.approx(max(0.01, answers / samples / 100)))
+    assert f"a fall of {max(1, answers / samples):.1f} would have been called one" in found.sentence
+
+
+def test_one_drawn_answer_a_question_is_as_noisy_as_several():
+    golden = np.array([[True]] * 9 + [[False]] * 2 + [[True]] * 29)
+    new = np.array([[False]] * 9 + [[True]] * 2 + [[True]] * 29)
+    assert [accuracy.compare(golden, new, sampled=sampled).status for sampled in (False, True)] == ["REGRESSED", "PASSED"], "p = 0.033"
+
+
 def rates(runs, samples, drop, flips=0.01, questions=1319, seed=0):
     """Share of simulated runs that are REGRESSED. One sample: flips each way, and as many lost on top as make the drop.
     More: every question has its own chance (mostly near 0 or 1), and all samples are drawn anew."""

@@ -1,5 +1,7 @@
 """Accuracy: how many answers are right, how sure that is, and whether it fell on the same questions."""
+import bisect
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +10,7 @@ from scipy import signal, special, stats
 SMALLEST_DROP = 0.01
 """A fall of less than a point is none."""
 ALPHA, ALPHA_SAMPLED = 0.05, 0.01
-"""The p below which a fall counts, at one sample a question and at several. Greedy answers flip seldom, so that noise
+"""The p below which a fall counts, of greedy answers and of samples. Greedy answers flip seldom, so that noise
 seldom makes a point and .05 is safe; samples are drawn anew, and one run in twenty would be a false alarm."""
 
 
@@ -38,10 +40,19 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Drop:
-    """Change on the same questions; `drop` is positive where the new answers are worse."""
+    """Change on the same questions.
+
+    Attributes:
+        drop: fall of the share of right answers, positive where the new ones are worse.
+        low, high: bounds of it, each one-sided at the level of the test: what the test could not have told from noise on either side.
+        smallest_visible: the smallest fall that would have been called one; None where none would.
+    """
     status: str
     drop: float
     p: float
+    low: float
+    high: float
+    smallest_visible: float | None
     sentence: str
 
 
@@ -74,36 +85,30 @@ def pass_at(correct: np.ndarray) -> list[float]:
     return [float(np.mean(1 - special.comb(wrong, k) / special.comb(n, k))) for k in range(1, n + 1)]
 
 
-def compare(golden: np.ndarray, new: np.ndarray) -> Drop:
-    """Did accuracy fall? Exact one-sided McNemar at n = 1, exact one-sided sign-flip permutation of the per-question
-    means at n > 1; a fall counts at p < `ALPHA` or `ALPHA_SAMPLED` and a point or more.
+def compare(golden: np.ndarray, new: np.ndarray, *, sampled: bool = False) -> Drop:
+    """Did accuracy fall? `sign_flip` of the questions, which at one sample each is McNemar's exact test, one-sided; a fall counts
+    at p < `ALPHA` or `ALPHA_SAMPLED` and a point or more.
 
     It gates where there are questions enough: where answers that are all wrong would be such a fall.
 
     Args:
         golden, new: right or wrong, arrays of shape (questions, samples), the same questions in order.
+        sampled: whether answers are drawn at a temperature; several of a question are in any case.
     """
-    before, after = golden.mean(axis=1), new.mean(axis=1)
-    drop = float(before.mean() - after.mean())
-    single = golden.shape[1] == new.shape[1] == 1
-    alpha = ALPHA if single else ALPHA_SAMPLED
-    p, lowest = (_chance(golden, other, single) for other in (new, np.zeros_like(new)))
-    sentence = f"{0.0 - drop * 100:+.1f} points on the same {len(before):,} questions (p = {p:.3f})"
-    if before.mean() < SMALLEST_DROP or lowest >= alpha:
-        return Drop("PASSED", drop, p, f"{sentence}; not gated: with {before.mean():.0%} right in the golden, so few questions cannot show a fall")
-    return Drop("REGRESSED" if p < alpha and drop >= SMALLEST_DROP else "PASSED", drop, p, sentence)
-
-
-def _chance(golden: np.ndarray, new: np.ndarray, single: bool) -> float:
-    """Probability of a fall as large as this by chance."""
-    if single:
-        return _mcnemar(golden[:, 0], new[:, 0])
-    return sign_flip(differences(golden.sum(axis=1), golden.shape[1], new.sum(axis=1), new.shape[1]))
-
-
-def _mcnemar(golden: np.ndarray, new: np.ndarray) -> float:
-    lost, gained = int((golden & ~new).sum()), int((~golden & new).sum())
-    return float(stats.binomtest(lost, lost + gained, alternative="greater").pvalue) if lost + gained else 1.0
+    before = golden.mean(axis=1)
+    drop = float(before.mean() - new.mean())
+    alpha = ALPHA_SAMPLED if sampled or max(golden.shape[1], new.shape[1]) > 1 else ALPHA
+    lost, all_lost = (differences(golden.sum(axis=1), golden.shape[1], other.sum(axis=1), new.shape[1]) for other in (new, np.zeros_like(new)))
+    scale = math.lcm(golden.shape[1], new.shape[1])
+    p, lowest, noise = sign_flip(lost), sign_flip(all_lost), smallest_fall(lost, scale // new.shape[1], alpha)
+    reach = 1.0 if noise is None else noise / (scale * len(lost))
+    low, high, visible = drop - reach, drop + reach, None if noise is None else max(SMALLEST_DROP, reach)
+    change = f"{0.0 - drop * 100:+.1f} points on the same {len(before):,} questions"
+    if before.mean() < SMALLEST_DROP or lowest >= alpha or visible is None:
+        return Drop("PASSED", drop, p, low, high, None, f"{change} (p {_said(p)}); not gated: with {before.mean():.0%} right in the golden, so few questions cannot show a fall")
+    sentence = (f"{change} ({1 - 2 * alpha:.0%} interval {0.0 - high * 100:+.1f} to {0.0 - low * 100:+.1f}, p {_said(p)}; "
+                f"a fall of {visible * 100:.1f} would have been called one)")
+    return Drop("REGRESSED" if p < alpha and drop >= SMALLEST_DROP else "PASSED", drop, p, low, high, visible, sentence)
 
 
 def differences(before: np.ndarray, of_before: int, after: np.ndarray, of_after: int) -> np.ndarray:
@@ -112,14 +117,40 @@ def differences(before: np.ndarray, of_before: int, after: np.ndarray, of_after:
     return before * (scale // of_before) - after * (scale // of_after)
 
 
+def _said(p: float) -> str:
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def sign_flip(lost: np.ndarray) -> float:
     """Probability of a fall of the mean as large as this if each question's difference were as likely to have the other
     sign (Fisher's randomisation test), exact: the differences are whole numbers, those of one size flip as
-    a binomial, and the sum over sizes is a convolution."""
-    sizes, counts = np.unique(np.abs(lost[lost != 0]), return_counts=True)
+    a binomial, and the sum over sizes is a convolution. Where all are of one size it is McNemar's exact test."""
+    return _chance(_sizes(lost), int(lost[lost > 0].sum()))
+
+
+def smallest_fall(lost: np.ndarray, answer: int, alpha: float) -> int | None:
+    """The smallest fall of the sum, in the differences' unit, for which `sign_flip` gives p < alpha with differences of these sizes:
+    `lost` is called a fall if and only if its sum is as large. Where they are too few for any, all of them and one more answer, which
+    is so much of the unit, going wrong in each of some other questions; None where that would not do either."""
+    sizes = _sizes(lost)
+    total = sum(size * count for size, count in sizes.items())
+    if _chance(sizes, total) >= alpha:
+        still = range(1, len(lost) - sizes.total() + 1)
+        more = bisect.bisect_left(still, True, key=lambda j: _chance(sizes + Counter({answer: j}), total + answer * j) < alpha) + 1
+        return total + answer * more if more in still else None
+    return 2 * (bisect.bisect_left(range(total), True, key=lambda least: _chance(sizes, least) < alpha)) - total
+
+
+def _sizes(lost: np.ndarray) -> Counter:
+    """How many differences there are of each size but 0."""
+    return Counter(np.abs(lost[lost != 0]).tolist())
+
+
+def _chance(sizes: Counter, least: int) -> float:
+    """Probability that those of the differences that come out positive sum to so much or more."""
     chances = np.ones(1)
-    for size, count in zip(sizes, counts, strict=True):
+    for size, count in sizes.items():
         positive = np.zeros(size * count + 1)  # by the sum of the positive ones
         positive[::size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
         chances = signal.convolve(chances, positive)
-    return float(np.clip(chances[lost[lost > 0].sum():].sum(), 0.0, 1.0))  # the convolution rounds
+    return float(np.clip(chances[least:].sum(), 0.0, 1.0))  # the convolution rounds

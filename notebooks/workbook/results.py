@@ -153,8 +153,9 @@ def with_suspects(status: str, sentence: str, differences: list[dict[str, str]])
     return f"{sentence}. Not as they were for the golden: {', '.join(names[:SUSPECTS])}{rest}"
 
 
-def judge_accuracy(scores: pd.DataFrame, golden: goldens.Golden | None, scorer: str | None = None) -> dict[str, Any]:
-    """Accuracy with its interval and, with a golden whose answers the same scorer judged, the change on the same questions."""
+def judge_accuracy(scores: pd.DataFrame, golden: goldens.Golden | None, scorer: str | None = None, *, sampled: bool = False) -> dict[str, Any]:
+    """Accuracy with its interval and, with a golden whose answers the same scorer judged, the change on the same questions; `sampled`
+    as `accuracy.compare`."""
     correct = goldens.correctness(scores)
     estimate = accuracy.estimate(correct)
     found = asdict(estimate) | {"status": "NO_GOLDEN", "sentence": estimate.sentence}
@@ -162,8 +163,8 @@ def judge_accuracy(scores: pd.DataFrame, golden: goldens.Golden | None, scorer: 
         found["sentence"] += f"; not held against the golden's, which {golden.scorer} judged and not {scorer}"
     elif golden and golden.correct is not None:
         before = np.array(golden.correct, dtype=bool)
-        drop, known = accuracy.compare(before, correct), accuracy.estimate(before)
-        found |= {"status": drop.status, "change": -drop.drop, "p": drop.p, "golden": known.value, "golden_low": known.low, "golden_high": known.high,
+        drop, known = accuracy.compare(before, correct, sampled=sampled), accuracy.estimate(before)
+        found |= {"status": drop.status, "change": -drop.drop, "change_low": -drop.high, "change_high": -drop.low, "smallest_visible": drop.smallest_visible, "p": drop.p, "golden": known.value, "golden_low": known.low, "golden_high": known.high,
                   "sentence": f"accuracy {found['value']:.1%}, {drop.sentence}"}
     return found
 
