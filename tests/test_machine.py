@@ -124,7 +124,8 @@ def test_controls_beside_the_load_are_quick(cpu, names):
     with controls.beside(cpu) as times:
         began = time.monotonic()
         found = times()
-        assert found.keys() == names and 0 < sum(found.values()) < time.monotonic() - began
+        took = time.monotonic() - began
+    assert found.keys() == names and 0 < sum(found.values()) < took < 20, "two seconds on a quiet machine"
 
 
 def test_controls_beside_the_load_use_all_cores_though_the_kernel_is_bound_to_one():
@@ -160,6 +161,25 @@ def test_the_engine_uses_every_core_and_the_exam_wins(monkeypatch):
     assert found["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn" and found["CUDA_DEVICE_ORDER"] == paths.child_environment()["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert base.environment(params.check({"run": "x", "env": {"VLLM_CPU_OMP_THREADS_BIND": "0"}}))["VLLM_CPU_OMP_THREADS_BIND"] == "0"
     assert base.engine_args(EXAM)["disable_log_stats"] is False
+
+
+def test_a_cpu_without_bf16_computes_in_float32_and_the_exam_wins(monkeypatch, tmp_path):
+    """Where oneDNN has no bfloat16 a step of the embedded model took 28 s instead of 0.3."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(platforms, "gpus", lambda: ())
+    assert (platforms.matrix_dtype() == "bfloat16") == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(platforms, "CPUINFO", cpuinfo)
+    zen3 = "processor\t: 0\nflags\t\t: fpu fma avx2\n"
+    for text, dtype in ((zen3, "float32"), (zen3.replace("avx2", "avx2 avx512bw"), "bfloat16"), (zen3.replace("avx2", "avx2 avx_ne_convert"), "bfloat16"),
+                        ("Features\t: fp asimd\n", "float32"), ("Features\t: fp asimd bf16\n", "bfloat16"), ("isa\t: rv64\n", "bfloat16")):
+        cpuinfo.write_text(text)
+        assert platforms.matrix_dtype() == dtype, text
+    cpuinfo.write_text(zen3)
+    assert base.engine_args(EXAM)["dtype"] == platforms.describe(EXAM)["cpu"]["dtype"] == "float32"
+    assert base.engine_args(params.check({"run": "x", "engine_args": {"dtype": "bfloat16"}}))["dtype"] == "bfloat16"
+    monkeypatch.setattr(platforms, "gpus", lambda: (platforms.Gpu(0, "G", 1),))
+    assert platforms.matrix_dtype() == "bfloat16" and "dtype" not in base.engine_args(EXAM)
 
 
 def test_the_cause_of_a_dead_engine_is_found_in_its_log(tmp_path):

@@ -51,7 +51,7 @@ def test_the_roofs_are_bytes_and_operations_over_the_fastest_time(monkeypatch):
     monkeypatch.setattr(roofline, "_best", best)
     found = roofline.measure(1 << 20, (64, 128))
     assert found["bytes_s"] == pytest.approx(2 * (1 << 20) / 0.1) and found["flop_s"] == pytest.approx(2 * 128**3 / 0.1)
-    assert found["others_pct"] >= 0 and str(tried[2].dtype) == "torch.bfloat16"
+    assert found["others_pct"] >= 0 and str(tried[2].dtype) == f"torch.{platforms.matrix_dtype()}"
     monkeypatch.setattr(roofline, "LONG_S", 0.05)
     assert roofline.measure(1 << 20, (64, 128))["flop_s"] == pytest.approx(2 * 64**3 / 0.1)
 
@@ -91,6 +91,14 @@ def test_a_cache_of_something_else_is_measured_again(measured, change):
     roofline.calibrate()
     cache_file().write_text(json.dumps(json.loads(cache_file().read_text()) | change))
     assert roofline.calibrate().bytes_s == 40e9
+
+
+def test_a_cache_of_another_number_format_is_measured_again(measured, monkeypatch):
+    measured += [rates(flop_s=2e12), rates(flop_s=3e12)]
+    monkeypatch.setattr(platforms, "matrix_dtype", lambda: "bfloat16")
+    assert "3.00 bfloat16 TFLOP/s" in roofline.calibrate().sentence
+    monkeypatch.setattr(platforms, "matrix_dtype", lambda: "float32")
+    assert roofline.calibrate().flop_s == 2e12 and "2.00 float32 TFLOP/s" in roofline.calibrate().sentence
 
 
 @pytest.mark.parametrize("age", [datetime.timedelta(days=2), datetime.timedelta(days=-2)])

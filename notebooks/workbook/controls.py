@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from workbook import paths
+from workbook import paths, platforms
 from workbook.errors import Stopped
 
 CORES = os.sched_getaffinity(0)
@@ -164,13 +164,14 @@ def _device(device: str) -> Callable[[], None]:
 
 
 def _layers() -> Callable[[], None]:
-    """A function that runs the layers of a small transformer once, without attention, in bfloat16 on all cores."""
+    """A function that runs the layers of a small transformer once, without attention, on all cores, in what the engine computes in."""
     import torch
+    dtype = getattr(torch, platforms.matrix_dtype())
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     sizes = [(WIDTH, WIDTH + WIDTH // 3 * 2), (WIDTH, WIDTH), (WIDTH, 2 * FFN), (FFN, WIDTH)]  # queries, keys and values of a third; output; gate and up; down
-    weights = [[torch.randn(size, dtype=torch.bfloat16) / size[0] ** 0.5 for size in sizes] for _ in range(LAYERS)]
-    rows = torch.randn(ROWS, WIDTH, dtype=torch.bfloat16)
+    weights = [[torch.randn(size, dtype=dtype) / size[0] ** 0.5 for size in sizes] for _ in range(LAYERS)]
+    rows = torch.randn(ROWS, WIDTH, dtype=dtype)
 
     @torch.inference_mode()
     def work() -> None:

@@ -51,7 +51,7 @@ METRICS = {
     "acceptance_pct": Metric("%", "higher", "accepted / drafted tokens of speculative decoding, where there is any"),
     "preemptions": Metric("requests", "lower", "times a running request was put back for want of KV cache"),
     "bandwidth_roof_pct": Metric("%", "higher", "vLLM's estimate of bytes read and written / makespan / accelerators / the bandwidth measured on this machine"),
-    "compute_roof_pct": Metric("%", "higher", "vLLM's estimate of FLOPs / makespan / accelerators / the bf16 rate measured on this machine"),
+    "compute_roof_pct": Metric("%", "higher", "vLLM's estimate of FLOPs / makespan / accelerators / the matrix rate measured on this machine (bf16; of a CPU without it float32)"),
     "prefix_hit_pct": Metric("%", "higher", "prompt tokens found in the prefix cache or by a KV connector, where there is one"),
     "kv_cache_peak_pct": Metric("%", "lower", "largest share of the KV cache in use at the end of a step, in any engine (a server is asked every two seconds)"),
     "memory_peak_gb": Metric("GB", "lower", "most memory in use on any one of the GPUs; without a GPU, resident in the process tree; sampled twice a second"),

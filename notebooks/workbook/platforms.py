@@ -22,6 +22,11 @@ JUDGING = ("compare.ipynb", "summary.ipynb", *(f"workbook/{name}.py" for name in
 """What of `notebooks/` works on samples that were taken before, so that a change to it changes none."""
 
 
+CPUINFO = Path("/proc/cpuinfo")
+BF16_FLAGS = ("avx512bw", "avx_ne_convert", "bf16")
+"""What `CPUINFO` says of a CPU that multiplies matrices in bfloat16: one of these."""
+
+
 @dataclass(frozen=True)
 class Gpu:
     """One visible NVIDIA GPU; `index` is NVML's."""
@@ -93,10 +98,21 @@ def shares(count: int) -> list[str]:
 @cache
 def cpu() -> dict[str, str]:
     """Vendor, family, model, stepping and marketing name of the CPU, from /proc/cpuinfo."""
-    first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    first = CPUINFO.read_text().split("\n\n")[0]
     lines = dict((part.strip() for part in line.split(":", 1)) for line in first.splitlines() if ":" in line)
     return {key: lines.get(name, "unknown") for key, name in
             (("vendor", "vendor_id"), ("family", "cpu family"), ("model", "model"), ("stepping", "stepping"), ("name", "model name"))}
+
+
+def matrix_dtype() -> str:
+    """What this machine's accelerator multiplies matrices in: bfloat16, or float32 on a CPU without instructions for that.
+
+    oneDNN takes bfloat16 from AVX-512 on (of AVX2 with `avx_ne_convert`, of Arm with `bf16`: its list of data types) and leaves the
+    rest to loops of torch's, which took 80 times as long as float32 on a Zen 3. vLLM would take them, since the weights are bfloat16.
+    """
+    lines = (line.partition(":") for line in CPUINFO.read_text().splitlines())
+    flags = next((set(words.split()) for name, _, words in lines if name.strip() in ("flags", "Features")), None)
+    return "float32" if not gpus() and flags is not None and flags.isdisjoint(BF16_FLAGS) else "bfloat16"
 
 
 def cpu_id() -> str:
@@ -260,7 +276,7 @@ def describe(exam: Exam) -> dict:
     return {
         "platform": platform_id(exam),
         "gpus": [asdict(g) for g in used_gpus(exam)],
-        "cpu": cpu() | {"cores": len(cores())},
+        "cpu": cpu() | {"cores": len(cores())} | ({} if (dtype := matrix_dtype()) == "bfloat16" else {"dtype": dtype}),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "driver": driver(),

@@ -1,4 +1,4 @@
-"""Roofline: which share of this machine's memory bandwidth and bf16 rate generation reaches, and what it is bound by.
+"""Roofline: which share of this machine's memory bandwidth and matrix rate generation reaches, and what it is bound by.
 
 The roofs are measured here, not taken from a data sheet. What the engine moves and computes is vLLM's own estimate
 (`enable_mfu_metrics`, its `v1/metrics/perf.py`), made from the model's shape and each step's batch: weights once
@@ -35,7 +35,7 @@ FLOPS = "vllm:estimated_flops_per_gpu"
 SAMPLE_S, SAMPLES = 0.3, 5
 """Each piece of work is timed for as long as this, and as often as this at least; the fastest counts."""
 LONG_S = 0.1
-"""A matrix product that takes this long needs no larger one: a CPU without bf16 instructions would take minutes."""
+"""A matrix product that takes this long needs no larger one: on two cores the largest would take minutes."""
 
 
 class Calibration(BaseModel):
@@ -44,7 +44,8 @@ class Calibration(BaseModel):
     Attributes:
         key: what the numbers depend on: device, torch and driver.
         bytes_s: memory bandwidth, bytes/s: the faster of a large copy (read + written) and a large read.
-        flop_s: FLOP/s of a large bf16 matrix product, 2·n³ for n × n.
+        flop_s: FLOP/s of a large matrix product, 2·n³ for n × n.
+        dtype: what it was in, `platforms.matrix_dtype`.
         others_pct: share of the CPU cores that other processes took meanwhile; 0 on a GPU, which the run has to itself.
         measured: when, UTC.
     """
@@ -54,11 +55,12 @@ class Calibration(BaseModel):
     flop_s: PositiveFloat
     others_pct: NonNegativeFloat
     measured: AwareDatetime
+    dtype: str = "bfloat16"
 
     @property
     def sentence(self) -> str:
         """The roofs in words."""
-        return (f"{self.bytes_s / 1e9:,.0f} GB/s and {self.flop_s / 1e12:,.2f} bf16 TFLOP/s, measured {self.measured:%Y-%m-%d %H:%M} UTC "
+        return (f"{self.bytes_s / 1e9:,.0f} GB/s and {self.flop_s / 1e12:,.2f} {self.dtype} TFLOP/s, measured {self.measured:%Y-%m-%d %H:%M} UTC "
                 f"with {self.others_pct:.0f} % of the CPU taken by other processes")
 
 
@@ -78,7 +80,7 @@ def calibrate() -> Calibration:
     known = _cached(path, key)
     if known and datetime.timedelta(0) <= now - known.measured < MAX_AGE:
         return known
-    found = Calibration(key=key, measured=now.replace(microsecond=0), **controls.in_own_process("workbook.roofline"))
+    found = Calibration(key=key, measured=now.replace(microsecond=0), dtype=platforms.matrix_dtype(), **controls.in_own_process("workbook.roofline"))
     if known:
         if found.others_pct > QUIET_PCT and found.bytes_s <= known.bytes_s and found.flop_s <= known.flop_s:
             return known  # whose rates these are, and not of the noise of today
@@ -100,7 +102,7 @@ def _cached(path: Path, key: str) -> Calibration | None:
         found = Calibration.model_validate(files.read_json(path))
     except (BadInput, ValidationError):
         return None
-    return found if found.key == key else None
+    return found if found.key == key and found.dtype == platforms.matrix_dtype() else None
 
 
 def note(exam: Exam, done: Sequence[Repetition], roof: Calibration | None, log: Path) -> str:
@@ -180,7 +182,7 @@ def measure(size: int, sides: tuple[int, ...]) -> dict[str, float]:
     bandwidth = max(2 * size / _best(lambda: target.copy_(source), wait, loops), size / _best(source.amax, wait, loops))
     rate = 0.0
     for side in sides:
-        a, b = (torch.randn(side, side, device=device).to(torch.bfloat16) for _ in range(2))
+        a, b = (torch.randn(side, side, device=device).to(getattr(torch, platforms.matrix_dtype())) for _ in range(2))
         seconds = _best(lambda a=a, b=b: a @ b, wait, loops)
         rate = max(rate, 2 * side**3 / seconds)
         if seconds > LONG_S:

@@ -181,6 +181,8 @@ def engine_args(exam: Exam) -> dict[str, Any]:
         # A seeded request whose prompt is prefilled in parts kills the CPU worker of vLLM 0.32
         # ("CPU Generator does not use offset").
         found["enable_chunked_prefill"] = False
+    if (dtype := platforms.matrix_dtype()) != "bfloat16":
+        found["dtype"] = dtype
     if exam.weights == "dummy":
         found["load_format"] = "dummy"
     if adapter := models.adapter(exam):
