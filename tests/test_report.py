@@ -83,6 +83,15 @@ def test_tables_are_for_reading():
     assert "1,234,567" in html and "0.1235" in html and "–" in html and "&lt;i&gt;" in html
 
 
+def test_pairs_are_read_and_not_printed():
+    """The parameters and the machine: no Python literals, no head, nothing unescaped."""
+    html = cards.pairs({"engine_args": {"max_model_len": 512, "attention_config": {"flash_attn_version": 2}}, "scorers": ["numeric", "verl_strict"], "env": {}, "title": "",
+                        "prompt": "<b>", "gpus": [{"name": "G", "index": 0}, {"name": "G", "index": 1}], "enforce": False, "n": 0})
+    for said in ("max_model_len: 512, attention_config: (flash_attn_version: 2)", "numeric, verl_strict", "(name: G, index: 0), (name: G, index: 1)", "&lt;b&gt;", ">False<", ">0<"):
+        assert said in html, said
+    assert html.count("–") == 2 and not any(mark in html for mark in ("{", "'", "[", "<th"))
+
+
 def test_charts_draw_with_and_without_a_golden():
     assert plots.throughput_overview([result("b", "REGRESSED")]) is None
     legend = plots.throughput_overview([result(run, "PASSED", metrics={"output_tok_s": METRIC | more}) for run, more in (("a", {"golden_median": None}), ("b", {}), ("c", {}))])

@@ -57,7 +57,7 @@ def bare_page(title: str, note: str, body: str) -> str:
 
 
 def table(frame: pd.DataFrame, caption: str = "") -> str:
-    """A data frame as a table: numbers right-aligned, thousands separated, three significant digits or so."""
+    """A data frame as a table: numbers right-aligned, thousands separated, three significant digits or so; without a head where the columns have no names."""
     def shown(value: Any) -> str:
         if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
             return "–"
@@ -66,13 +66,22 @@ def table(frame: pd.DataFrame, caption: str = "") -> str:
         return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     numeric = [c for c in frame if pd.api.types.is_numeric_dtype(frame[c])]
     head = "".join(f'<th style="text-align:{"right" if c in numeric else "left"};padding:.2em .8em">{html.escape(str(c))}</th>' for c in frame)
+    head = f"<thead><tr>{head}</tr></thead>" if any(str(c).strip() for c in frame) else ""
     body = "".join("<tr>" + "".join(f'<td style="text-align:{"right" if c in numeric else "left"};padding:.2em .8em;white-space:pre-wrap">{html.escape(shown(v))}</td>'
                                     for c, v in zip(frame.columns, row, strict=True)) + "</tr>" for row in frame.itertuples(index=False))
     title = f'<caption style="text-align:left;font-weight:600;padding:.4em .8em">{html.escape(caption)}</caption>' if caption else ""
     # A text with dollar signs is no formula for JupyterLab's MathJax.
-    return f'<table class="tex2jax_ignore mathjax_ignore" style="border-collapse:collapse">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<table class="tex2jax_ignore mathjax_ignore" style="border-collapse:collapse">{title}{head}<tbody>{body}</tbody></table>'
 
 
 def pairs(values: dict[str, Any], caption: str = "") -> str:
-    """Names and values as a two-column table."""
-    return table(pd.DataFrame([{"": k, "value": str(v)} for k, v in values.items()]), caption)
+    """Names and values as a two-column table without a head; mappings and lists in words."""
+    return table(pd.DataFrame([{"": name, " ": _words(value)} for name, value in values.items()]), caption)
+
+
+def _words(value: Any, inner: bool = False) -> str:
+    """A parameter's value for reading: `max_model_len: 512, env: (A: 1, B: 2)`; a dash where it is empty."""
+    if not isinstance(value, dict | list | tuple):
+        return str(value) or "–"
+    parts = [f"{k}: {_words(v, True)}" for k, v in value.items()] if isinstance(value, dict) else [_words(v, True) for v in value]
+    return "–" if not parts else f"({', '.join(parts)})" if inner else ", ".join(parts)

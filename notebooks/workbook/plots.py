@@ -33,6 +33,7 @@ def _axes(width: float, height: float):
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))  # 124,000 and not 124000; what is no number of this kind sets its own
     return figure, axes
 
 
@@ -293,7 +294,6 @@ def golden_history(run: str, name: str, unit: str, points: list[tuple[str, float
     if now is not None:
         axes.plot([len(points)], [now], color="C1", marker="D", ls="", label="this run, median")
     axes.set_xticks(range(len(points) + 1), [when[:10] for when, _ in points] + ["now"])
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
     axes.set_ylabel(f"{name}, {unit}")
     axes.set_title(f"Goldens of {run} (n = {len(points)} blessings; {kind(name).direction} is better)", fontsize=10)
     axes.legend(loc="best", frameon=False, fontsize=8)
