@@ -81,6 +81,24 @@ def test_sigterm_is_an_interruption():
         time.sleep(5)
 
 
+def test_an_interruption_has_the_last_word(tmp_path):
+    """Though it arrives in the task that takes in the cell's output, here without a pause, and asyncio would print what that task ends with
+    (in about every second trial)."""
+    slow = "import time\ntry:\n    open('started', 'w').close()\n    while True:\n        print('.', flush=True)\nexcept KeyboardInterrupt:\n    raise RuntimeError('cut off')"
+    source, script = notebook(tmp_path / "in.ipynb", "x = 1", f"import os\nos.chdir({str(tmp_path)!r})", slow), tmp_path / "script.py"
+    script.write_text(f"from workbook import executor; from pathlib import Path\ntry:\n    with executor.interruptible():\n"
+                      f"        executor.execute(Path({str(source)!r}), Path({str(tmp_path / 'out.ipynb')!r}), {{}}, timeout_s=60, label='t')\n"
+                      f"except KeyboardInterrupt:\n    executor.end_processes()\nprint('goldbook: interrupted')")
+    from conftest import environment
+    with subprocess.Popen([sys.executable, str(script)], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        while not (tmp_path / "started").exists():
+            assert job.poll() is None, job.stderr.read()
+            time.sleep(0.05)
+        job.terminate()
+        said, stack = job.communicate(timeout=60)
+    assert said == "goldbook: interrupted\n" and "Traceback" not in stack and "cell" in stack, stack
+
+
 # -- pages --------------------------------------------------------------------------------------
 
 

@@ -315,5 +315,6 @@ def test_a_run_that_is_cancelled_keeps_what_it_has(run_of_an_endpoint):
     code, said = said_and_left(run, tree)
     folder = paths.run_folder("served")
     assert (code, files.read_json(folder / "result.json")["sentence"]) == (130, "interrupted in generate.ipynb"), said
+    assert said.splitlines()[-1] == "goldbook: interrupted; results so far are in the reports folder" and "Traceback" not in said
     assert files.read_json(folder / "run.json")["partial"].startswith("interrupted (in repetition 2/3, closed of 1, with ")
     assert (pd.read_parquet(folder / "requests.parquet").repetition == 1).sum() == 6

@@ -89,6 +89,10 @@ def _problem(source: Path, target: Path, parameters: dict, on_cell: Callable, de
         return message[0] if error.ename in ("BadInput", "Stopped") else f"{error.ename}: {message[0]}"
     except CellTimeoutError:
         return f"not finished after {timeout_s:.0f} s, the limit of key 'timeout_s'"
+    except KeyboardInterrupt:
+        # The cell's task ends with it and is asked by nobody, and asyncio would print its stack as the last word in the terminal.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
     except DeadKernelError:
         return "the notebook's kernel died (killed, out of memory, or a crash in native code)"
     except Exception as error:  # no kernel, a full disk: whatever it is, the other runs go on
