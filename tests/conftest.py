@@ -29,8 +29,19 @@ def folders(tmp_path, monkeypatch):
 def workbook():
     """Run `python -m workbook ...` in a process of its own."""
     def run(*words: str, timeout: float = 400, **env: str) -> subprocess.CompletedProcess:
-        return subprocess.run(command(*words), env=environment(**env), capture_output=True, text=True, timeout=timeout)
+        return finished(command(*words), environment(**env), timeout)
     return run
+
+
+def finished(words: list[str], env: dict[str, str], timeout: float = 500) -> subprocess.CompletedProcess:
+    """A process and what it printed. One that takes too long is ended as a user ends it: killed, it would leave its engine beside the tests that follow."""
+    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        try:
+            said = run.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            run.terminate()
+            pytest.fail(f"not finished after {timeout:.0f} s: {run.communicate(timeout=60)[1]}")
+    return subprocess.CompletedProcess(words, run.returncode, *said)
 
 
 def page_of(folder: Path) -> tuple[str, dict]:

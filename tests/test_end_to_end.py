@@ -21,7 +21,7 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, command, environment
+from conftest import ROOT, command, environment, finished
 from workbook import drift, embedded, goldens, metrics, params, paths, runner, runs, scraps
 
 pytestmark = pytest.mark.engine
@@ -62,14 +62,14 @@ def env(place) -> dict[str, str]:
 
 
 def call(place, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*words), env=env(place), capture_output=True, text=True, timeout=500)
+    return finished(command(*words), env(place))
 
 
 def call_faulty(place, folder, faults, *words: str) -> subprocess.CompletedProcess:
     """`call` with an engine that has the faults; `folder` takes the plugin."""
     own, given = env(place), faulty_engine.installed(folder, **faults)
     given["PYTHONPATH"] += os.pathsep + own["PYTHONPATH"]
-    return subprocess.run(command(*words), env=own | given, capture_output=True, text=True, timeout=500)
+    return finished(command(*words), own | given)
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,7 @@ def test_greedy_answers_that_are_none(place, tmp_path):
     (place / "params" / "greedy.yaml").write_text(TINY.replace("run: tiny", "run: greedy").replace("n: 2\ntemperature: 0.7", "temperature: 0"))
     own = env(place) | {"GIT_DIR": str(tmp_path / "nowhere")}  # changes to this checkout do not matter here
     quick = ("--set", QUICK)
-    done = subprocess.run(command("record", "greedy", "--sessions", "2", *quick), env=own, capture_output=True, text=True, timeout=500)
+    done = finished(command("record", "greedy", "--sessions", "2", *quick), own)
     assert done.returncode == 0, done.stderr
     golden = goldens.read(place / "reports" / "candidates" / "greedy.json")
     assert len(golden.self_drift) == 1 and golden.self_drift[0] < 1e-3, "the same weights read the same sequences"

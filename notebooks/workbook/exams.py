@@ -13,6 +13,8 @@ from workbook.errors import BadInput
 from workbook.params import Exam, Place, nearest
 
 KeyPath = tuple[str, ...]
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's, as in every wheel of PyYAML: every variant of a file reads it once more, and Python's own parser is ten times slower."""
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 BARE_NUMBER = re.compile(r"[-+]?(\d[\d_]*)?\.?\d*[eE][-+]?\d+")
 """What a person means as a number and YAML 1.1 reads as text, where the dot or the exponent's sign is missing."""
@@ -214,7 +216,7 @@ def read(path: Path) -> Written:
 
 def _parse(text: str, source: str, prefix: KeyPath = ()) -> Written:
     """Read YAML with the place of every value; `prefix` is the path of keys that leads to it."""
-    loader = yaml.SafeLoader(text)
+    loader = LOADER(text)
     try:
         node = loader.get_single_node()
         values = loader.construct_document(node) if node else None
@@ -230,7 +232,7 @@ def _walk(node: yaml.Node, path: KeyPath, source: str, places: dict[KeyPath, Pla
     """Collect places, and refuse what YAML would silently read as something else than was meant."""
     where = f"{source} line {node.start_mark.line + 1}" if source.startswith("params/") else source
     if path:
-        plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        plain = isinstance(node, yaml.ScalarNode) and not node.style
         places[path] = Place(where, node.value if plain else None)
         if plain and node.tag == "tag:yaml.org,2002:str" and BARE_NUMBER.fullmatch(node.value):
             raise BadInput(f"{where}: key '{'.'.join(path)}' is {node.value}, which YAML reads as text (a number needs a dot and a signed exponent); "
