@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import scripted_server
-from conftest import ROOT, command, environment
+from conftest import ROOT, command, environment, finished
 from workbook import candidates, exams, files, goldens, params, paths, platforms, recording, runner, runs, schemas, statuses
 from workbook.errors import BadInput
 
@@ -46,7 +46,7 @@ def place(tmp_path_factory):
 
 
 def call(*words):
-    return subprocess.run(command(*words), env=environment(), capture_output=True, text=True, timeout=400)
+    return finished(command(*words), environment(), 400)
 
 
 @pytest.fixture(scope="module")

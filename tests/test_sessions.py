@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import scripted_server
 import yaml
-from conftest import command, environment
+from conftest import command, environment, finished
 from workbook import controls, files, goldens, measurement, metrics, params, paths, platforms, recording, results, runner, runs, schemas, sessions
 from workbook.errors import BadInput
 from workbook.validity import Completeness
@@ -39,7 +39,7 @@ def first_session(slow, tmp_path_factory):
     own = {f"GOLDBOOK_{name.upper()}": str(place / name) for name in ("params", "goldens", "reports")}
     (place / "params").mkdir()
     (place / "params" / "x.yaml").write_text(yaml.safe_dump(EXAM | {"endpoint": slow.url}))
-    done = subprocess.run(command("run", "x"), env=environment(**own), capture_output=True, text=True, timeout=300)
+    done = finished(command("run", "x"), environment(**own), 300)
     assert done.returncode == 0, done.stderr
     return place / "reports" / "runs" / "x"
 
