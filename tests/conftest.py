@@ -40,7 +40,8 @@ def finished(words: list[str], env: dict[str, str], timeout: float = 500) -> sub
             said = run.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             run.terminate()
-            pytest.fail(f"not finished after {timeout:.0f} s: {run.communicate(timeout=60)[1]}")
+            said = run.communicate()
+            pytest.fail(f"not finished after {timeout:.0f} s: {said[1]}")
     return subprocess.CompletedProcess(words, run.returncode, *said)
 
 

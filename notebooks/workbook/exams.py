@@ -14,7 +14,7 @@ from workbook.params import Exam, Place, nearest
 
 KeyPath = tuple[str, ...]
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's, as in every wheel of PyYAML: every variant of a file reads it once more, and Python's own parser is ten times slower."""
+"""libyaml's where PyYAML has it, as its wheels do: each variant of a file reads it once more, and all exams together take a third less time than with the parser in Python."""
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 BARE_NUMBER = re.compile(r"[-+]?(\d[\d_]*)?\.?\d*[eE][-+]?\d+")
 """What a person means as a number and YAML 1.1 reads as text, where the dot or the exponent's sign is missing."""
