@@ -207,7 +207,7 @@ FULL = [(0, 10)] * 8
     ("latency-bound", load(FULL), 96, {}, "CPU 96 % busy, yet far from both roofs"),
     ("latency-bound", load([(0, 10)]), 96, {}, "1.0 requests under way"),
     ("not known", load(FULL), 96, {"shares": ()}, "CPU 96 % busy; 8.0 requests under way on average, of 8 that may run at once; share of the"),
-    ("not known", load(FULL), nan, {}, "CPU not sampled")])
+    ("not known", load(FULL), nan, {"client": 97.0}, "how busy the CPU was is not known")])
 def test_each_diagnosis(monkeypatch, expected, requests, busy, values, said):
     monkeypatch.setattr(platforms, "gpus", lambda: ())
     found, sentence = kind(requests, {"cpu_busy_pct": busy}, **values)
@@ -240,13 +240,17 @@ def test_the_device_is_the_gpu_where_there_is_one(monkeypatch):
     monkeypatch.setattr(platforms, "gpus", lambda: (platforms.Gpu(0, "G", 1), platforms.Gpu(1, "G", 1)))
     found = diagnosis.evidence(exam(), load(FULL), [one()], {"cpu_busy_pct": 5.0, "gpu0_busy_pct": 90.0, "gpu1_busy_pct": 70.0}, ROOF)
     assert (found.device, found.busy_pct, found.slots) == ("GPU", 80.0, 0) and isnan(found.bandwidth_pct)
+    unknown = diagnosis.evidence(exam(), load(FULL), [one({"engine_core_cpu_pct": 98.0})], {"cpu_busy_pct": 5.0}, ROOF)
+    assert isnan(unknown.busy_pct), "the CPU's is not the GPU's"
+    kind, sentence = diagnosis.diagnose(unknown)
+    assert kind == "not known" and "how busy the GPU was is not known" in sentence and "the busiest engine core used 98 %" in sentence
 
 
 def test_an_endpoint_says_nothing_of_its_machine():
     asked, untimed = exam(engine="endpoint", endpoint="http://127.0.0.1:1"), load(FULL).assign(queued_s=nan, scheduled_s=nan)
     found = diagnosis.evidence(asked, untimed, [one()], {"cpu_busy_pct": 95.0}, ROOF, "elsewhere")
     assert isnan(found.busy_pct) and isnan(found.queue_pct) and found.slots == 0
-    assert "accelerator not sampled" in diagnosis.diagnose(found)[1] and diagnosis.diagnose(found)[1].endswith("share of the roofs not known: elsewhere")
+    assert "how busy the accelerator was is not known" in diagnosis.diagnose(found)[1] and diagnosis.diagnose(found)[1].endswith("share of the roofs not known: elsewhere")
 
 
 def test_a_failed_request_has_no_time():

@@ -229,6 +229,10 @@ def test_metrics_of_a_pass():
     assert clocked == {"memory_peak_gb": 70.0, "gpu_clock_mhz": 1867.5}
     share = telemetry.of_window(samples(gpu0_busy_pct=98.0, gpu1_busy_pct=91.0), 104.1, 105.9, 1)["gpu_busy_pct"]
     assert share == 91.0, "of the one that has least to do"
+    at = frame.time.to_numpy()
+    stale = samples(gpu0_busy_pct=np.where((at >= 105) & (at < 106.5), 90.0, 0.0), gpu1_busy_pct=99.0)  # of 104.2 to 106.2, as a share of the last second is
+    assert telemetry.of_window(stale, 104.2, 106.2, 1)["gpu_busy_pct"] == 90.0 == telemetry.busy(stale, [(104.2, 106.2)])["gpu0_busy_pct"], "not of what was before"
+    assert "gpu_busy_pct" not in telemetry.of_window(stale, 104.4, 105.2, 1) and set(telemetry.busy(stale, [(104.4, 105.2)])) == {"cpu_busy_pct"}, "a short pass has none"
     processes = {"front_end_cpu_pct": 60.0, "engine_core_cpu_pct": 97.5}
     assert telemetry.of_window(samples(**processes), 104.1, 105.9, 1) == {"memory_peak_gb": 70.0} | processes
     assert telemetry.of_window(samples(**processes)[["time", "rss_gb", *processes]], 104.1, 105.9, 1) == {"memory_peak_gb": 1.0}, "on a CPU they are what computes"

@@ -70,7 +70,7 @@ class Evidence:
 def diagnose(e: Evidence) -> tuple[str, str]:
     """What it is bound by (one of `KINDS`) and the sentence that says why."""
     kind = _kind(e)
-    busy = f"{e.device} {e.busy_pct:.0f} % busy" if isfinite(e.busy_pct) else f"{e.device} not sampled"
+    busy = f"{e.device} {e.busy_pct:.0f} % busy" if isfinite(e.busy_pct) else f"how busy the {e.device} was is not known"
     under_way = f"{e.in_flight:,.1f} requests under way on average" + (f", of {e.slots:,} that may run at once" if e.slots else "")
     if e.in_flight > e.slots > 0:
         under_way = f"{e.in_flight:,.1f} requests sent and not answered on average, {e.slots:,} of which may run at once"
@@ -85,7 +85,7 @@ def diagnose(e: Evidence) -> tuple[str, str]:
         STARVED: [under_way, *([f"none {e.idle_pct:.0f} % of the time"] if e.idle_pct >= 1 else []), busy, _roofs(e)],
         HOST: [f"{busy} with {under_way}", *_processes(e), _roofs(e)],
         LATENCY: [f"{busy}, yet far from both roofs: small or slow kernels, or waits inside them", under_way, *hosts, _roofs(e)],
-        UNKNOWN: [busy, under_way, _roofs(e)],
+        UNKNOWN: [busy, under_way, *hosts, _roofs(e)],
     }
     return kind, f"{kind}: {'; '.join(said[kind])}"
 
@@ -93,13 +93,13 @@ def diagnose(e: Evidence) -> tuple[str, str]:
 def _kind(e: Evidence) -> str:
     if max(shares := [x for x in (e.bandwidth_pct, e.compute_pct) if isfinite(x)], default=0) >= NEAR_PCT:
         return BANDWIDTH if e.bandwidth_pct == max(shares) else COMPUTE
-    few, busy = e.in_flight < FEW * e.slots, e.busy_pct >= BUSY_PCT
+    few, busy, waits = e.in_flight < FEW * e.slots, e.busy_pct >= BUSY_PCT, e.busy_pct < BUSY_PCT  # neither where it is not known
     if e.preempted >= PREEMPTED:
         return QUEUE
     # Before the queue: where a core is the bound, requests queue behind it, and more slots would change nothing.
-    if not busy and e.client_pct >= CORE_PCT:
+    if waits and e.client_pct >= CORE_PCT:
         return CLIENT
-    if not busy and max((share for _, share in e.processes), default=0.0) >= CORE_PCT:
+    if waits and max((share for _, share in e.processes), default=0.0) >= CORE_PCT:
         return HOST
     if e.queue_pct >= QUEUE_PCT:
         return QUEUE
@@ -108,7 +108,7 @@ def _kind(e: Evidence) -> str:
         return STARVED
     if busy and shares:
         return LATENCY
-    return HOST if e.busy_pct < BUSY_PCT else UNKNOWN
+    return HOST if waits else UNKNOWN
 
 
 def _processes(e: Evidence) -> list[str]:
@@ -145,11 +145,11 @@ def evidence(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], bus
     # Up to the last token: after it the engine waits for nobody, and the host hands the answers over.
     in_use, spans = np.sum([_occupied(rows) for _, rows in ended.groupby(["session", "repetition"])], axis=0)
     gpus = [value for name, value in busy.items() if name.startswith("gpu")]
-    local = exam.engine != "endpoint"
+    device = "accelerator" if exam.engine == "endpoint" else "GPU" if platforms.gpus() else "CPU"
     return Evidence(
         *(float(np.median([r.measured.get(share, nan) for r in done])) for share in roofline.SHARES), absent, roof.others_pct if roof else 0.0,
-        device=("GPU" if platforms.gpus() else "CPU") if local else "accelerator",
-        busy_pct=(float(np.mean(gpus)) if gpus else busy.get("cpu_busy_pct", nan)) if local else nan,
+        device=device,
+        busy_pct=float(np.mean(gpus)) if device == "GPU" and gpus else busy.get("cpu_busy_pct", nan) if device == "CPU" else nan,
         in_flight=float((ended.last_token_s - ended.arrival_s).sum()) / makespan,
         idle_pct=100 * max(0.0, 1 - in_use / spans),
         queue_pct=_queue_pct(requests, done),

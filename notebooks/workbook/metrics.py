@@ -59,7 +59,7 @@ METRICS = {
     "client_cpu_pct": Metric("%", "lower", "of one core, what the process that sends the requests and takes the answers used (with engine async: vLLM's front end too)"),
     "others_cpu_pct": Metric("%", "lower", "of the cores, what processes other than the load's took, where the CPU is what generates"),
     **{f"{name}_cpu_pct": Metric("%", "lower", f"of one core, what the busiest {what} used, where a GPU is what generates") for name, what in PROCESSES.items()},
-    "gpu_busy_pct": Metric("%", "higher", "of the pass, how long a kernel ran on the least busy of the GPUs in use"),
+    "gpu_busy_pct": Metric("%", "higher", "how long a kernel ran on the least busy of the GPUs in use, of the pass without its first second, which NVML's share does not tell from the pause before it"),
     "gpu_clock_mhz": Metric("MHz", "higher", "mean of the SM clocks of all GPUs in use over the pass"),
     "startup_s": Metric("s", "lower", "start of the engine to its being ready, once a session", once=True),
 }

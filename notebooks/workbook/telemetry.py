@@ -21,6 +21,9 @@ STOP_S = 10
 ENERGY_WINDOW_S = 2.0
 """The shortest pass that is given an energy. At its edges the energy counter is interpolated between samples half a second
 apart: in a shorter pass much of the energy could be that of its neighbours."""
+BUSY_S = 1.0
+"""How far back NVML's busy share may reach from when it is asked (nvml.h, nvmlUtilization_t: 1/6 to 1 s by product). What is read
+sooner than that after a pass began tells of the pause before it: of passes of half a second on H100s it said 0 %, 27 % or 72 %."""
 UNWATCHED_S = 5.0
 """Seconds of measuring in which a sampler that works has seen a GPU several times."""
 
@@ -82,9 +85,11 @@ class Sampler:
 
 
 def busy(frame: pd.DataFrame, windows: Iterable[tuple[float, float]]) -> dict[str, float]:
-    """Mean busy % of the CPU and of each GPU inside the measured windows; those without samples there are left out."""
-    inside = _inside(frame, windows)
-    return {c: float(inside[c].mean()) for c in inside if c.endswith("busy_pct") and inside[c].notna().any()}
+    """Mean busy % of the CPU and of each GPU inside the measured windows; those without samples there are left out, so that of a
+    window shorter than `BUSY_S` only the CPU is told."""
+    windows = list(windows)
+    cpu, gpus = _inside(frame, windows).filter(regex="^cpu_busy_pct$"), _gpus_busy(frame, windows)
+    return {str(c): float(shares[c].mean()) for shares in (cpu, gpus) for c in shares if shares[c].notna().any()}
 
 
 def note(done: Sequence[Repetition], frame: pd.DataFrame, here: bool = True) -> None:
@@ -115,7 +120,7 @@ def of_window(frame: pd.DataFrame, begin: float, end: float, output_tokens: int)
         found |= {name: inside[name].mean() for role in metrics.PROCESSES if (name := f"{role}_cpu_pct") in inside}
     if not (clocks := inside.filter(regex=r"^gpu\d+_sm_mhz$")).empty:
         found["gpu_clock_mhz"] = clocks.mean(axis=None)
-    if not (shares := inside.filter(regex=r"^gpu\d+_busy_pct$")).empty:
+    if not (shares := _gpus_busy(frame, [(begin, end)])).empty:
         found["gpu_busy_pct"] = shares.mean().min()
     if "kv_cache_pct" in inside:
         found["kv_cache_peak_pct"] = inside.kv_cache_pct.max()
@@ -170,6 +175,11 @@ def _inside(frame: pd.DataFrame, windows: Iterable[tuple[float, float]]) -> pd.D
     if frame.empty:
         return frame
     return frame[np.any([frame.time.between(begin, end) for begin, end in windows] or [np.zeros(len(frame), dtype=bool)], axis=0)]
+
+
+def _gpus_busy(frame: pd.DataFrame, windows: Iterable[tuple[float, float]]) -> pd.DataFrame:
+    """The busy shares of the GPUs that tell of the windows alone."""
+    return _inside(frame, [(begin + BUSY_S, end) for begin, end in windows]).filter(regex=r"^gpu\d+_busy_pct$")
 
 
 def _gpus(frame: pd.DataFrame) -> list[str]:
