@@ -1,7 +1,7 @@
 """Scaling against one GPU: from results and goldens made up in folders of the test's own."""
 import pandas as pd
 import pytest
-from workbook import exams, files, goldens, metrics, params, paths, platforms, results, scaling
+from workbook import exams, files, goldens, metrics, params, paths, platforms, plots, results, scaling
 from workbook.validity import Completeness
 
 GPU = {"index": 0, "name": "G", "memory_bytes": 1}
@@ -37,6 +37,24 @@ def test_a_stored_result_on_one_gpu(folders):
         "output_tok_s@8": {"speedup": 1.0, "efficiency": 0.5}, "output_tok_s@64": {"speedup": 1.9, "efficiency": 0.95}}, "each": {}}
     assert scaling.sentence(found()) == "2 GPUs give 1.90 × one (95% efficiency), against x@gpu1 of 2026-05-01"
     assert scaling.sentence(None) == ""
+
+
+def test_curves_over_the_gpus():
+    """Replicas apart from tensor parallel; runs without scaling have no line."""
+    def run(variant, accelerators, speedup, **values):
+        return {"run": f"x@{variant}", "params": {"replicas": 1, "engine_args": {}} | values, "scaling": {
+            "accelerators": accelerators, "against": "x@gpu1", "points": {"output_tok_s@8": {"speedup": 1.1}},
+            "each": {"output_tok_s@8": {"of": "output_tok_s@4", "speedup": 1.0}, f"output_tok_s@{512 * accelerators}": {"of": "output_tok_s@512", "speedup": speedup}}}}
+    tensor = run("gpu4-tp4", 4, 1.5, engine_args={"tensor_parallel_size": 4, "data_parallel_size": 1})
+    whole = run("gpu2-dp", 2, 9.9, engine_args={"data_parallel_size": 2})
+    whole["scaling"] |= {"each": {}, "points": {"output_tok_s": {"speedup": 1.9}}}
+    curves = scaling.curves([run("gpu4", 4, 3.2, replicas=4), run("gpu2", 2, 1.9, replicas=2), tensor, whole, {"run": "y", "scaling": None}, {"run": "z"}])
+    assert curves == {"x, replicas, 512 on each, against x@gpu1": [(1, 1.0), (2, 1.9), (4, 3.2)],
+                      "x, tensor parallel, 512 on each, against x@gpu1": [(1, 1.0), (4, 1.5)], "x, data parallel, against x@gpu1": [(1, 1.0), (2, 1.9)]}
+    figure = plots.scaling(curves)
+    assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[1, 2, 4], [1, 1.9, 3.2], [1, 1.5], [1, 1.9]]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1.90 × (95%)", "3.20 × (80%)", "1.50 × (38%)", "1.90 × (95%)"]
+    assert figure.axes[0].get_title() == "Scaling (n = 4 runs; higher is better)" and scaling.curves([]) == {}
 
 
 def test_other_software_is_said_and_comes_last(folders):

@@ -92,8 +92,13 @@ def ceilings(exam: Exam) -> dict[str, float]:
 def sentence(name: str, found: Tally) -> str:
     """A rate in words."""
     if name == "identical":
-        return f"all samples are the same for {found.count:,} of {found.of:,} questions ({found.share:.0%})"
-    return f"{found.count:,} of {found.of:,} answers {SAID[name]} ({found.share:.0%})"
+        return f"all samples are the same for {found.count:,} of {found.of:,} questions ({percent(found.share)})"
+    return f"{found.count:,} of {found.of:,} answers {SAID[name]} ({percent(found.share)})"
+
+
+def percent(share: float) -> str:
+    """A share in whole per cent; what is there and rounds to none is not called none."""
+    return "under 1%" if share > 0 and f"{share:.0%}" == "0%" else f"{share:.0%}"
 
 
 def _signs(answer: str, ids: np.ndarray, reason: str, ends: set[int], leaked: re.Pattern | None) -> tuple[bool, ...]:

@@ -249,6 +249,31 @@ def sweep(metrics: dict[str, dict]) -> Figure:
     return figure
 
 
+def scaling(curves: dict[str, list[tuple[int, float]]]) -> Figure:
+    """Speed-up over one GPU by the number of GPUs, a line for each way of spreading an exam, below the line of all that they could give.
+
+    Args:
+        curves: as `scaling.curves`.
+    """
+    figure, axes = _axes(7.2, 3.6)
+    counts = sorted({gpus for line in curves.values() for gpus, _ in line})
+    axes.plot(counts, counts, color="0.6", lw=1, ls="--", label="ideal")
+    for (what, line), marker in zip(curves.items(), cycle("oDsv^"), strict=False):
+        (drawn,) = axes.plot(*zip(*line, strict=True), marker=marker, ms=6, label=what)
+        for gpus, times in line[1:]:
+            axes.annotate(f"{times:.2f} × ({times / gpus:.0%})", (gpus, times), xytext=(7, -10), textcoords="offset points", fontsize=8, color=drawn.get_color())
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.margins(x=0.12)  # room for the last label
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.set_yticks(counts, [f"{count} ×" for count in counts])
+    axes.set_xlabel("GPUs")
+    axes.set_ylabel("of one GPU's output tok/s")
+    axes.set_title(f"Scaling (n = {sum(len(line) - 1 for line in curves.values())} runs; higher is better)", fontsize=10)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=8)
+    return figure
+
+
 def pass_at_k(new: list[float], golden: list[float] | None) -> Figure:
     """Share of questions of which k samples hold a right one, k from 1 to n."""
     figure, axes = _axes(4.8, 2.6)

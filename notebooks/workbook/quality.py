@@ -48,7 +48,7 @@ def judge_rates(found: Mapping[str, Tally], golden: Golden | None, ceilings: Map
             p, before = accuracy.sign_flip(lost[name]), known[name]
             worse = p < ALPHA / max(1, sum(map(np.any, lost.values()))) and now.share - before.share >= RISE
             each[name] |= {"golden": [before.count, before.of], "p": p, "status": "REGRESSED" if worse else "PASSED"}
-    rose = [f"{degeneration.sentence(name, found[name])}, {known[name].share:.0%} of the golden's (p = {row['p']:.2g})"
+    rose = [f"{degeneration.sentence(name, found[name])}, {degeneration.percent(known[name].share)} of the golden's (p = {row['p']:.2g})"
             for name, row in each.items() if row["status"] == "REGRESSED"]
     status = "REGRESSED" if rose else "PASSED" if lost else "NO_GOLDEN"
     return {"status": status, "sentence": "; ".join(rose) or ("no more degenerate answers than the golden's" if lost else ""), "rates": each}

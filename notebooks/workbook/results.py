@@ -191,7 +191,7 @@ def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], r
     asked = f"{exam.load} of {', '.join(map(str, exam.points))}" if exam.points else f"{exam.num_prompts:,} prompts × {_count(exam.n, 'sample')}"
     over = f" × {count} sessions" if (count := requests.session.nunique()) > 1 else ""
     arrived = f"{validity.arrived:,} of {validity.expected:,} answers ({asked} × {_count(exam.repetitions, 'repetition')}{over})"
-    arrived += "" if not exam.free_to_stop else f"; {validity.empty:.0%} empty, {validity.cut_off:.0%} cut off at {exam.max_tokens} tokens"
+    arrived += "" if not exam.free_to_stop else f"; {degeneration.percent(validity.empty)} empty, {degeneration.percent(validity.cut_off)} cut off at {exam.max_tokens} tokens"
     arrived += "".join(f"; {degeneration.sentence(name, tally)}" for name, tally in (rates or {}).items() if tally.count and name not in ("empty", "cut_off"))
     full = _busy(record["busy"])
     full += f"; {record['telemetry_problem']}" if record["telemetry_problem"] else ""

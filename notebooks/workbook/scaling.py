@@ -81,6 +81,30 @@ def table(found: dict[str, Any]) -> list[dict[str, Any]]:
             for name in sorted({*found["points"], *found["each"]}, key=lambda name: int(name.partition("@")[2] or 0))]
 
 
+def curves(results: Iterable[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """The speed-up over one GPU by the number of GPUs, of the runs that have one (their result's `scaling`), at the largest point
+    as in `sentence`.
+
+    Returns:
+        By what each line is of (the exam, how it was spread, the load): (GPUs, speed-up), one GPU first.
+    """
+    found: dict[str, list[tuple[int, float]]] = {}
+    for result in results:
+        if scaled := result.get("scaling"):
+            points = scaled["each"] or scaled["points"]
+            name = metrics.headline(points)
+            load = f", {points[name]['of'].partition('@')[2]} on each" if scaled["each"] else f", {name.partition('@')[2]} in all" if "@" in name else ""
+            line = found.setdefault(f"{_stem(result['run'])}, {_spread(result['params'])}{load}, against {scaled['against']}", [(1, 1.0)])
+            line.append((scaled["accelerators"], points[name]["speedup"]))
+    return {what: sorted(line) for what, line in found.items()}
+
+
+def _spread(parameters: dict[str, Any]) -> str:
+    """How a run's engines were spread over the GPUs, in words."""
+    sizes = [key.removesuffix("_size").replace("_", " ") for key, size in parameters["engine_args"].items() if key.startswith(PARALLEL) and key.endswith("_size") and size > 1]
+    return " and ".join([*["replicas"] * (parameters["replicas"] > 1), *sizes])
+
+
 def _stored(exam: Exam, record: dict[str, Any]) -> One | None:
     """The latest result of a variant on one GPU in the reports."""
     found = []
