@@ -10,7 +10,7 @@ import psutil
 import pytest
 import scripted_server
 from conftest import ROOT, command, environment, page_of
-from workbook import ab, exams, files, paired, params, paths, plots, visit
+from workbook import ab, exams, experiment_plots, files, paired, params, paths, visit
 from workbook.errors import BadInput
 
 TINY = """
@@ -198,9 +198,9 @@ def test_what_differs_is_listed(tiny):
 
 
 def test_the_charts_draw_whole_and_broken_experiments():
-    figure = plots.visits_in_order("output_tok_s", "tok/s", "higher", [("a", [1.0, 2.0]), ("b", [])])
+    figure = experiment_plots.visits_in_order("output_tok_s", "tok/s", "higher", [("a", [1.0, 2.0]), ("b", [])])
     assert "n = 2 repetitions" in figure.axes[0].get_title()
-    figure = plots.differences_by_pair("output_tok_s", [0.01, -0.02], -0.1, 0.1, 0.02, 0.9)
+    figure = experiment_plots.differences_by_pair("output_tok_s", [0.01, -0.02], -0.1, 0.1, 0.02, 0.9)
     assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["90% interval of the mean", "2% slower", "a pair"]
 
 

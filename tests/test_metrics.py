@@ -58,6 +58,8 @@ def test_a_table_without_points_has_a_column_for_each_repetition():
     passes = [{"session": 1, "repetition": 1, "point": 0, "counters": {}, "measured": {"startup_s": 21.5}}]
     shown = metrics.table(metrics.by_repetition(both, passes)).set_index("metric").loc["startup_s"]
     assert shown["repetition 1"] == 21.5 and math.isnan(shown["repetition 2"])
+    unqueued = metrics.table(metrics.by_repetition(both.assign(queued_s=math.nan, scheduled_s=math.nan)))
+    assert "ttft_p50_ms" in set(unqueued.metric) and not unqueued.metric.str.startswith("queue_").any(), "what was not measured has no row"
 
 
 def test_the_plateau_leaves_out_ramp_and_tail():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT, page_of
-from workbook import best, exams, files, paired, params, paths, platforms, plots, sweeps, tune, tuning
+from workbook import best, exams, experiment_plots, files, paired, params, paths, platforms, sweeps, tune, tuning
 from workbook.engines import server
 from workbook.errors import BadInput
 
@@ -327,18 +327,18 @@ def test_a_roof_is_where_the_same_work_would_be_at_all_of_it():
 
 
 def test_the_chart_draws_every_setting_the_front_and_the_roofs():
-    figure = plots.throughput_against_latency(POINTS, tuning.roofs(POINTS), tuning.pareto(POINTS), "b")
+    figure = experiment_plots.throughput_against_latency(POINTS, tuning.roofs(POINTS), tuning.pareto(POINTS), "b")
     said = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
     assert said == ["Pareto front", "untuned", "b (best)", "c", "bandwidth roof, 1.9 × the fastest", "compute roof, 25.0 × the fastest (off the picture)"]
     lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].get_lines()}
     assert lines["b (best)"] == [[9.0, 9.0], [10.0, 40.0]] and lines["Pareto front"] == [[10.0, 40.0], [12.0, 12.0]]
     assert [t.get_text() for t in figure.axes[0].texts] == ["1 in flight", "4 in flight"]
     single = POINTS[POINTS.point == 4].assign(point=0)
-    assert not plots.throughput_against_latency(single, {}, tuning.pareto(single), "b").axes[0].texts
+    assert not experiment_plots.throughput_against_latency(single, {}, tuning.pareto(single), "b").axes[0].texts
 
 
 def test_the_ratios_chart_sorts_by_speed():
-    figure = plots.ratios("output_tok_s@4", [("slow", 0.7, 0.6, 0.8), ("fast", 1.3, 1.2, 1.4), ("same", 1.0, 0.95, 1.05)], 0.02, 0.96)
+    figure = experiment_plots.ratios("output_tok_s@4", [("slow", 0.7, 0.6, 0.8), ("fast", 1.3, 1.2, 1.4), ("same", 1.0, 0.95, 1.05)], 0.02, 0.96)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["slow", "same", "fast"] and "96% interval" in figure.axes[0].get_xlabel()
 
 

@@ -7,15 +7,14 @@ from itertools import cycle
 import matplotlib.style
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from workbook.metrics import THROUGHPUT, headline, kind
 
 MOST_LINES = 400
 """Requests that a chart draws one by one: more than its height in pixels would only cover each other."""
-FAR_ROOF = 5
-"""A roof so many times above the nearest one would squeeze all that was measured into a corner of its picture."""
 
 matplotlib.style.use("petroff10")
 
@@ -29,7 +28,8 @@ def show(figure: Figure, alt: str) -> None:
     display(HTML(f'<img style="max-width: 100%" alt="{html.escape(alt)}" src="data:image/png;base64,{image}">'))
 
 
-def _axes(width: float, height: float):
+def blank(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes, inches wide and high, on which a chart is drawn."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -45,7 +45,7 @@ def samples_against_golden(name: str, unit: str, direction: str, sessions: list[
         sessions, golden: a list of samples for each session.
         delta: tolerated loss as a fraction, or None for no band.
     """
-    figure, axes = _axes(7.2, 3.0)
+    figure, axes = blank(7.2, 3.0)
     groups = [(f"golden {i + 1}", s, "C0", "o") for i, s in enumerate(golden or [])]
     groups += [(f"new {i + 1}", s, "C1", "D") for i, s in enumerate(sessions)]
     for x, (_, values, colour, marker) in enumerate(groups):
@@ -65,111 +65,10 @@ def samples_against_golden(name: str, unit: str, direction: str, sessions: list[
     return figure
 
 
-def visits_in_order(name: str, unit: str, direction: str, visits: list[tuple[str, list[float]]]) -> Figure:
-    """A metric's samples in the order in which an A/B took them.
-
-    Args:
-        visits: (variant, samples) of each visit.
-    """
-    figure, axes = _axes(7.2, 2.8)
-    for side, colour, marker in (("a", "C0", "o"), ("b", "C1", "D")):
-        points = [(x + 1, value) for x, (variant, values) in enumerate(visits) if variant == side for value in values]
-        if points:
-            axes.scatter(*zip(*points, strict=True), color=colour, marker=marker, s=26, label=side.upper())
-    axes.set_xticks(range(1, len(visits) + 1))
-    axes.set_xlabel("visit")
-    axes.set_ylabel(unit)
-    axes.set_title(f"{name} in the order taken (n = {sum(len(v) for _, v in visits)} repetitions; {direction} is better)", fontsize=10)
-    axes.legend(loc="best", frameon=False, fontsize=8)
-    return figure
-
-
-def differences_by_pair(name: str, losses: list[float], low: float, high: float, margin: float, confidence: float) -> Figure:
-    """How much slower B was in each pair of an A/B, their mean and its interval, and the line beyond which it fails.
-
-    Args:
-        losses: fraction of A's speed that B lacked, a pair each; negative where B was faster.
-        low, high: interval of the mean, as fractions, with `confidence`.
-    """
-    figure, axes = _axes(7.2, 2.8)
-    axes.axhspan(100 * low, 100 * high, color="C1", alpha=0.15, label=f"{confidence:.0%} interval of the mean")
-    axes.axhline(0, color="0.4", lw=1)
-    axes.axhline(100 * margin, color="C3", lw=1, ls="--", label=f"{margin:.0%} slower")
-    axes.scatter(range(1, len(losses) + 1), 100 * np.asarray(losses), color="C1", marker="D", s=30, zorder=3, label="a pair")
-    axes.set_xticks(range(1, len(losses) + 1))
-    axes.set_xlabel("pair")
-    axes.set_ylabel("B slower than A, %")
-    axes.set_title(f"{name}: B against A in each pair (n = {len(losses)} pairs; lower is better for B)", fontsize=10)
-    axes.legend(loc="best", frameon=False, fontsize=8)
-    return figure
-
-
-def throughput_against_latency(points: pd.DataFrame, roofs: dict[str, list[tuple[float, float]]], front: list[tuple[str, int]], best: str) -> Figure:
-    """What all requests get together against what each of them gets: a line a setting through the points of its sweep,
-    the Pareto front behind them, and the nearest roof above. A roof that is far above it is off the picture; the legend
-    says by how much each is above the fastest.
-
-    Args:
-        points: as `tuning.point_table`; the first setting is the untuned one.
-        roofs, front: as `tuning.roofs` and `tuning.pareto`.
-        best: the setting that is drawn thicker.
-    """
-    figure, axes = _axes(10.0, 5.6)
-    where = {(row.setting, row.point): (row.latency, row.speed) for row in points.itertuples()}
-    axes.plot(*zip(*(where[place] for place in front), strict=True), color="0.87", lw=10, marker="o", ms=10, solid_capstyle="round", zorder=1, label="Pareto front")
-    colours, markers = cycle([f"C{i}" for i in range(10)]), cycle("sDv^<>pPXhd")
-    for number, (setting, rows) in enumerate(points.groupby("setting", sort=False)):
-        thick = setting == best
-        # There are more settings than colours: the two that matter have one of their own.
-        colour, marker = ("black", "o") if number == 0 else ("crimson", "*") if thick else (next(colours), next(markers))
-        axes.plot(rows.latency, rows.speed, color=colour, marker=marker, ms=11 if thick else 5, lw=2.2 if thick else 1, zorder=4 if thick else 3, label=setting + " (best)" * thick)
-    for point, rows in points[points.point > 0].groupby("point"):
-        slowest = rows.loc[rows.latency.idxmin()]
-        axes.annotate(f"{point:,} in flight", (slowest.latency, slowest.speed), xytext=(-8, 0), textcoords="offset points", ha="right", va="center", fontsize=8, color="0.35")
-    nearest = min((max(y for _, y in places) for places in roofs.values()), default=0)
-    for (roof, places), style in zip(roofs.items(), ("--", "-.")):
-        above, seen = max(y for _, y in places) / points.speed.max(), max(y for _, y in places) <= FAR_ROOF * nearest
-        axes.plot(*(zip(*places, strict=True) if seen else ([], [])), color="0.25", ls=style, lw=1.4, marker=".", zorder=2,
-                  label=f"{roof} roof, {above:,.1f} × the fastest{'' if seen else ' (off the picture)'}")
-    for axis in (axes.xaxis, axes.yaxis):
-        getattr(axes, f"set_{axis.axis_name}scale")("log")
-        axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-        axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
-    axes.margins(0.14, 0.1)
-    axes.set_xlabel("output tok/s of a request, median (to the right: faster for each)")
-    axes.set_ylabel("output tok/s of all requests (up: faster for all)")
-    axes.set_title(f"Throughput against latency (n = {points.setting.nunique()} settings, medians over repetitions; up and to the right is better)", fontsize=10)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8, labelspacing=0.7, handlelength=3.2)
-    return figure
-
-
-def ratios(name: str, rows: list[tuple[str, float, float, float]], margin: float, confidence: float) -> Figure:
-    """Settings held against the untuned one, the fastest on top, with their intervals.
-
-    Args:
-        rows: (setting, ratio, low, high) of each.
-        margin: the difference up to which none is called one, as a fraction.
-    """
-    figure, axes = _axes(7.2, 1.1 + 0.3 * len(rows))
-    axes.axvspan(1 - margin, 1 + margin, color="0.9", zorder=0, label=f"no difference: within {margin:.0%}")
-    axes.axvline(1, color="black", lw=1)
-    for y, (_, ratio, low, high) in enumerate(sorted(rows, key=lambda row: row[1])):
-        colour, marker = ("C0", "^") if low > 1 + margin else ("C1", "v") if high < 1 - margin else ("0.5", "o")
-        axes.hlines(y, low, high, color=colour, lw=2)
-        axes.plot(ratio, y, color=colour, marker=marker, ms=7)
-        axes.annotate(f"{ratio:.2f}", (1.0, y), xycoords=("axes fraction", "data"), ha="left", va="center", fontsize=9)
-    axes.set_yticks(range(len(rows)), [row[0] for row in sorted(rows, key=lambda row: row[1])])
-    axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlabel(f"{name} as a multiple of the untuned run's, with its {confidence:.0%} interval (higher is better)", fontsize=9)
-    axes.set_title(f"{name}: each setting against the untuned run (n = {len(rows)} settings)", fontsize=10)
-    axes.legend(loc="lower right", frameon=False, fontsize=8)
-    return figure
-
-
 def request_timeline(requests: pd.DataFrame) -> Figure:
     """One repetition: each request from its arrival over its first to its last token; of more than `MOST_LINES` an
     even choice."""
-    figure, axes = _axes(7.2, 3.0)
+    figure, axes = blank(7.2, 3.0)
     rows = requests.sort_values("first_token_s").reset_index(drop=True)
     if len(rows) > MOST_LINES:
         rows = rows.iloc[np.linspace(0, len(rows) - 1, MOST_LINES).round().astype(int)]
@@ -190,7 +89,7 @@ def cdf(name: str, unit: str, new: list[np.ndarray], golden: list[list[float]]) 
         new: values of the requests of each session.
         golden: evenly spaced quantiles of each of the golden's sessions; empty if it has none.
     """
-    figure, axes = _axes(7.2, 2.6)
+    figure, axes = blank(7.2, 2.6)
     for number, values in enumerate(golden, start=1):
         axes.plot(values, np.linspace(0, 100, len(values)), color="C0", lw=1, marker="o", ms=3, label="golden, each session" if number == 1 else None)
     for number, values in enumerate(new, start=1):
@@ -228,7 +127,7 @@ def sweep(metrics: dict[str, dict]) -> Figure:
     Args:
         metrics: the table of `results.metric_table`.
     """
-    figure, axes = _axes(7.2, 3.0)
+    figure, axes = blank(7.2, 3.0)
     rows = sorted((int(name.partition("@")[2]), row) for name, row in metrics.items() if name.startswith(f"{THROUGHPUT}@"))
     sizes = [size for size, _ in rows]
     for key, label, colour, marker in (("golden_sessions", "golden", "C0", "o"), ("sessions", "this run", "C1", "D")):
@@ -255,7 +154,7 @@ def scaling(curves: dict[str, list[tuple[int, float]]]) -> Figure:
     Args:
         curves: as `scaling.curves`.
     """
-    figure, axes = _axes(7.2, 3.6)
+    figure, axes = blank(7.2, 3.6)
     counts = sorted({gpus for line in curves.values() for gpus, _ in line})
     axes.plot(counts, counts, color="0.6", lw=1, ls="--", label="ideal")
     for (what, line), marker in zip(curves.items(), cycle("oDsv^"), strict=False):
@@ -276,7 +175,7 @@ def scaling(curves: dict[str, list[tuple[int, float]]]) -> Figure:
 
 def pass_at_k(new: list[float], golden: list[float] | None) -> Figure:
     """Share of questions of which k samples hold a right one, k from 1 to n."""
-    figure, axes = _axes(4.8, 2.6)
+    figure, axes = blank(4.8, 2.6)
     for values, label, colour, marker in ((golden, "golden", "C0", "o"), (new, "this run", "C1", "D")):
         if values:
             axes.plot(range(1, len(values) + 1), 100 * np.asarray(values), color=colour, marker=marker, ms=5, label=label)
@@ -292,7 +191,7 @@ def pass_at_k(new: list[float], golden: list[float] | None) -> Figure:
 
 def answer_lengths(new: np.ndarray, golden: np.ndarray | None) -> Figure:
     """Histogram of the answers' output tokens, beside the golden's."""
-    figure, axes = _axes(7.2, 2.6)
+    figure, axes = blank(7.2, 2.6)
     both = [(values, label, colour) for values, label, colour in ((golden, "golden", "C0"), (new, "this run", "C1")) if values is not None]
     largest = max(int(values.max()) for values, _, _ in both)
     step = max(1, -(-largest // 40))
@@ -313,7 +212,7 @@ def golden_history(run: str, name: str, unit: str, points: list[tuple[str, float
     Args:
         points: (time in ISO 8601, mean) of each blessing.
     """
-    figure, axes = _axes(7.2, 2.6)
+    figure, axes = blank(7.2, 2.6)
     axes.plot(range(len(points)), [value for _, value in points], color="C0", marker="o", ms=5, label="golden, mean")
     axes.axhline(points[0][1], color="C0", lw=1, ls="--", label="the first one")
     if now is not None:
@@ -331,7 +230,7 @@ def throughput_overview(results: list[dict]) -> Figure | None:
     rows = [(r["run"], r["metrics"][name], r["gates"].get(name, {}).get("delta")) for r, name in named if name and r["metrics"][name]["sessions"]]
     if not rows:
         return None
-    figure, axes = _axes(8.4, 1.1 + 0.55 * len(rows))
+    figure, axes = blank(8.4, 1.1 + 0.55 * len(rows))
     for y, (_, metric, delta) in enumerate(rows):
         values = np.concatenate(metric["sessions"])
         golden = metric["golden_median"]
