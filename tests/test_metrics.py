@@ -14,7 +14,7 @@ BESIDE = ("kv_cache_peak_pct", "memory_peak_gb", "energy_j_per_token", "gpu_cloc
 
 def rows(**columns) -> pd.DataFrame:
     base = {"arrival_s": [0.0, 0.0], "scheduled_s": [0.1, 0.3], "first_token_s": [0.5, 1.0], "last_token_s": [1.5, 4.0], "finished_s": [4.2, 4.2],
-            "prompt_tokens": [10, 20], "output_tokens": [11, 31]}
+            "replica": [0, 1], "prompt_tokens": [10, 20], "output_tokens": [11, 31]}
     return pd.DataFrame(base | columns)
 
 
@@ -69,6 +69,14 @@ def test_the_plateau_leaves_out_ramp_and_tail():
     assert metrics.plateau(frame) == pytest.approx(105)
     assert metrics.of_repetition(frame)["output_tok_s"] == pytest.approx(120 / 4.2)
     assert math.isnan(metrics.plateau(rows(first_token_s=[float("nan"), 1.0])))
+
+
+def test_replicas_wait_for_the_slowest():
+    """Of 4 s the first replica is done after 1.5: it stands idle 2.5, and both on average 1.25."""
+    assert metrics.of_repetition(rows())["straggler_pct"] == pytest.approx(100 * 1.25 / 4)
+    assert metrics.straggler(rows(arrival_s=[1.0, 1.0])) == pytest.approx(100 * 1.25 / 3), "from the first arrival"
+    assert metrics.straggler(rows(replica=[0, 0])) == 0 and "straggler_pct" not in metrics.of_repetition(rows(replica=[0, 0])), "one waits for nobody"
+    assert math.isnan(metrics.straggler(rows(last_token_s=[math.nan, math.nan])))
 
 
 def test_percentiles_are_never_pooled():

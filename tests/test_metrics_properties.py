@@ -28,7 +28,7 @@ def requests(draw, streamed=False):
     if not streamed and draw(st.integers(0, 9)) == 9:  # an engine without times, or a request that failed
         scheduled = first = last = NAN
         tokens = draw(st.sampled_from([0, 1, 5]))
-    return {"prompt_tokens": draw(st.integers(1, 2000)), "output_tokens": tokens, "arrival_s": arrival, "scheduled_s": scheduled,
+    return {"replica": draw(st.integers(0, 2)), "prompt_tokens": draw(st.integers(1, 2000)), "output_tokens": tokens, "arrival_s": arrival, "scheduled_s": scheduled,
             "first_token_s": first, "last_token_s": last, "itl_ms": draw(gaps)}
 
 
@@ -80,6 +80,15 @@ def middle_half(rows):
     return total / 2 / (ends[1] - ends[0])
 
 
+def straggler(rows):
+    """Per cent of the time to the last token in which a replica has nothing left, on average of those that answered."""
+    ends, begin = {}, min(r["arrival_s"] for r in rows)
+    for r in rows:
+        if not math.isnan(r["last_token_s"]):
+            ends[r["replica"]] = max(ends.get(r["replica"], begin), r["last_token_s"])
+    return 100 * sum(max(ends.values()) - end for end in ends.values()) / len(ends) / (max(ends.values()) - begin) if ends else NAN
+
+
 def expected(rows, accelerators, slo):
     """Every metric of one repetition's requests by its definition in design.md, in plain Python."""
     makespan = max(r["finished_s"] for r in rows) - min(r["arrival_s"] for r in rows)
@@ -94,6 +103,8 @@ def expected(rows, accelerators, slo):
     found |= {f"{name}_p{q}_ms": percentile(values, q) * 1e3 for name, values in times.items() for q in PERCENTILES}
     if itl := [float(gap) for r in rows if r["itl_ms"] is not None for gap in r["itl_ms"]]:
         found |= {f"itl_p{q}_ms": percentile(itl, q) for q in PERCENTILES}
+    if len({r["replica"] for r in rows}) > 1:
+        found["straggler_pct"] = straggler(rows)
     if slo.ttft_ms or slo.tpot_ms or slo.e2e_ms:
         good = 0
         for one in zip(ttft, tpot, e2e, strict=True):
@@ -163,13 +174,13 @@ def test_percentiles_grow_and_rates_are_positive(frame):
 @settings(max_examples=50, deadline=None)
 @given(repetitions(streamed=True), st.sampled_from([0.25, 3.0, 1000.0]))
 def test_times_and_rates_scale_with_the_clock(frame, factor):
-    """All times c times as long: every time times c, every rate divided by it. (Tokens that came at once are spread
+    """All times c times as long: every time times c, every rate divided by it, every share the same. (Tokens that came at once are spread
     over a microsecond, whatever the clock.)"""
     times = [name for name in frame if name.endswith("_s")]
     scaled = frame.assign(**{name: frame[name] * factor for name in times}, itl_ms=[None if g is None else [x * factor for x in g] for g in frame.itl_ms])
     before, after = metrics.of_repetition(frame), metrics.of_repetition(scaled)
     for name, value in before.items():
-        by = factor if metrics.kind(name).unit in ("s", "ms") else 1 / factor
+        by = {"s": factor, "ms": factor, "%": 1.0}.get(metrics.kind(name).unit, 1 / factor)
         assert after[name] == pytest.approx(value * by, rel=1e-6, nan_ok=True), name
 
 

@@ -179,7 +179,7 @@ def test_why_there_are_no_shares(tmp_path, parts, counters, values, why):
 
 def load(times: list[tuple[float, float]], queued: float = 0.0, repetition: int = 1) -> pd.DataFrame:
     """Requests that arrive at once in the engine and end at the given times, after `queued` of it in the queue."""
-    return pd.DataFrame([{"session": 1, "repetition": repetition, "point": 0, "arrival_s": begin, "queued_s": begin,
+    return pd.DataFrame([{"session": 1, "repetition": repetition, "point": 0, "replica": 0, "arrival_s": begin, "queued_s": begin,
                           "scheduled_s": begin + queued * (end - begin), "first_token_s": end, "last_token_s": end, "finished_s": 10.0,
                           "prompt_tokens": 1, "output_tokens": 1} for begin, end in times])
 
@@ -272,7 +272,7 @@ def test_repetitions_are_averaged():
 def test_a_sweep_is_diagnosed_point_by_point_and_the_largest_is_on_the_first_screen():
     from workbook.validity import Completeness
     sweep = exam(engine="async", load="closed", concurrency=[1, 8], num_prompts=8, n=1)
-    requests = pd.concat([load([(0, 10)]).assign(point=1), load(FULL).assign(point=8)]).assign(replica=0)
+    requests = pd.concat([load([(0, 10)]).assign(point=1), load(FULL).assign(point=8)])
     done = [one({"bandwidth_roof_pct": 80.0, "compute_roof_pct": 2.0}, point=8, begin=100.0),
             one({"bandwidth_roof_pct": 20.0, "compute_roof_pct": 1.0}, point=1, begin=200.0)]
     samples = pd.DataFrame({"time": [105.0, 205.0], "cpu_busy_pct": [95.0, 40.0]})

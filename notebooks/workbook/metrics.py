@@ -48,6 +48,7 @@ METRICS = {
     "request_tok_s_p50": Metric("tok/s", "higher", "median of output tokens / E2E of a request"),
     **{f"{name}_p{q}_ms": Metric("ms", "lower", f"{'median' if q == 50 else f'{q}th percentile'} of the {what}") for name, what in TIMES.items() for q in PERCENTILES},
     "makespan_s": Metric("s", "lower", "first scheduled arrival to the last answer in hand"),
+    "straggler_pct": Metric("%", "lower", "of the time to the last token of all, how long the replicas on average had nothing left to do; where there are several"),
     "acceptance_pct": Metric("%", "higher", "accepted / drafted tokens of speculative decoding, where there is any"),
     "preemptions": Metric("requests", "lower", "times a running request was put back for want of KV cache"),
     "bandwidth_roof_pct": Metric("%", "higher", "vLLM's estimate of bytes read and written / makespan / accelerators / the bandwidth measured on this machine"),
@@ -115,6 +116,8 @@ def of_repetition(rows: pd.DataFrame, accelerators: int = 1, slo: Slo | None = N
         "request_tok_s_p50": _percentile(rows.output_tokens / e2e, 50),
         "makespan_s": makespan,
     }
+    if rows.replica.nunique() > 1:
+        found["straggler_pct"] = straggler(rows)
     found |= {f"{name}_p{q}_ms": _percentile(values, q) * 1e3 for name, values in times.items() for q in PERCENTILES}
     if "itl_ms" in rows and len(gaps := [g for g in rows.itl_ms if g is not None and len(g)]):
         found |= {f"itl_p{q}_ms": _percentile(np.concatenate(gaps), q) for q in PERCENTILES}
@@ -146,6 +149,16 @@ def plateau(rows: pd.DataFrame) -> float:
     levels = tokens[-1] * np.array([0.25 + 1e-6, 0.75 - 1e-6])
     (came,), (took,) = np.diff(levels), np.diff(np.interp(levels, np.maximum.accumulate(tokens), times))
     return float(came / took) if took > 0 else float("nan")
+
+
+def straggler(rows: pd.DataFrame) -> float:
+    """How long the replicas of a pass had nothing left to do on average, until the last token of the slowest, as % of the time to
+    that token; 0 of one replica. Requests without times count for nothing; NaN where none has any.
+
+    With the same work on each, n replicas that are otherwise as fast as one alone give at most n × (1 - this) of it.
+    """
+    begin, ends = rows.arrival_s.min(), rows.groupby("replica").last_token_s.max()
+    return float(100 * (1 - (ends.mean() - begin) / (ends.max() - begin)))
 
 
 def by_repetition(requests: pd.DataFrame, passes: Sequence[dict[str, Any]] = (), accelerators: int = 1, slo: Slo | None = None) -> pd.DataFrame:

@@ -195,7 +195,7 @@ def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], r
     arrived += "".join(f"; {degeneration.sentence(name, tally)}" for name, tally in (rates or {}).items() if tally.count and name not in ("empty", "cut_off"))
     full = _busy(record["busy"])
     full += f"; {record['telemetry_problem']}" if record["telemetry_problem"] else ""
-    balance = _balance(requests, len(record["machine"]["gpus"]))
+    balance = _balance(requests, len(record["machine"]["gpus"]), exam.open_loop)
     if exam.engine == "endpoint":
         full, balance = f"what the endpoint runs on is not seen from here; this machine, its client: {full}", "one endpoint: what is behind it is not seen from here"
     full = "; ".join([full, *(p["sentence"] for p in record["bound"][-1:])])
@@ -221,13 +221,19 @@ def _busy(busy: dict[str, float]) -> str:
     return ", ".join(said) or "the load was too short to sample"
 
 
-def _balance(requests: pd.DataFrame, gpus: int) -> str:
-    """How evenly the output tokens are spread over the replicas that answered, in the whole session."""
+def _balance(requests: pd.DataFrame, gpus: int, open_loop: bool) -> str:
+    """How evenly the output tokens are spread over the replicas that answered, in the whole session; and, but for an open loop,
+    whose end is the schedule's, how long they wait for the slowest at the largest point."""
     tokens = requests.groupby("replica").output_tokens.sum()
     if len(tokens) == 1:
         return f"one engine over {gpus} GPUs" if gpus > 1 else f"one engine on one {'GPU' if gpus else 'CPU'}: nothing to balance"
     each = ", ".join(f"{count:,}" for count in tokens) if len(tokens) <= FEW else f"{tokens.min():,} to {tokens.max():,}"
-    return f"{len(tokens)} replicas answered, with {each} output tokens: the busiest has {tokens.max() / tokens.mean():.2f} × the mean"
+    said = f"{len(tokens)} replicas answered, with {each} output tokens: the busiest has {tokens.max() / tokens.mean():.2f} × the mean"
+    largest = requests[requests.point == requests.point.max()]
+    idle = float(np.median([metrics.straggler(rows) for _, rows in largest.groupby(["session", "repetition"])]))
+    if open_loop or not np.isfinite(idle):
+        return said
+    return f"{said}; {f'at {largest.point.iloc[0]} ' if largest.point.any() else ''}they stand idle {idle:.0f} % of the time on average, until the slowest is done"
 
 
 def _count(number: int, what: str) -> str:
