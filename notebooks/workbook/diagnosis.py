@@ -146,10 +146,11 @@ def evidence(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], bus
     in_use, spans = np.sum([_occupied(rows) for _, rows in ended.groupby(["session", "repetition"])], axis=0)
     gpus = [value for name, value in busy.items() if name.startswith("gpu")]
     device = "accelerator" if exam.engine == "endpoint" else "GPU" if platforms.gpus() else "CPU"
+    shares = {"GPU": gpus, "CPU": [busy.get("cpu_busy_pct", nan)]}.get(device, [])
     return Evidence(
         *(float(np.median([r.measured.get(share, nan) for r in done])) for share in roofline.SHARES), absent, roof.others_pct if roof else 0.0,
         device=device,
-        busy_pct=float(np.mean(gpus)) if device == "GPU" and gpus else busy.get("cpu_busy_pct", nan) if device == "CPU" else nan,
+        busy_pct=float(np.mean(shares)) if shares else nan,
         in_flight=float((ended.last_token_s - ended.arrival_s).sum()) / makespan,
         idle_pct=100 * max(0.0, 1 - in_use / spans),
         queue_pct=_queue_pct(requests, done),
