@@ -246,6 +246,15 @@ def test_the_device_is_the_gpu_where_there_is_one(monkeypatch):
     assert kind == "not known" and "how busy the GPU was is not known" in sentence and "the busiest engine core used 98 %" in sentence
 
 
+@pytest.mark.parametrize("parallel, busy", [({}, 65.0), ({"data_parallel_size": 4}, 65.0), ({"tensor_parallel_size": 2}, 40.0), ({"tensor_parallel_size": 4}, 30.0)])
+def test_in_tensor_parallel_the_least_busy_gpu_counts(monkeypatch, parallel, busy):
+    monkeypatch.setattr(platforms, "gpus", lambda: tuple(platforms.Gpu(i, "G", 1) for i in range(4)))
+    shares = {"cpu_busy_pct": 5.0, "gpu0_busy_pct": 30.0, "gpu1_busy_pct": 90.0, "gpu2_busy_pct": 90.0, "gpu3_busy_pct": 50.0}
+    found = diagnosis.evidence(exam(engine="async", engine_args=parallel), load(FULL), [one()], shares, ROOF)
+    assert found.busy_pct == busy
+    assert ("that work as one the least busy" in diagnosis.diagnose(found)[1]) == (busy < 65)
+
+
 def test_an_endpoint_says_nothing_of_its_machine():
     asked, untimed = exam(engine="endpoint", endpoint="http://127.0.0.1:1"), load(FULL).assign(queued_s=nan, scheduled_s=nan)
     found = diagnosis.evidence(asked, untimed, [one()], {"cpu_busy_pct": 95.0}, ROOF, "elsewhere")

@@ -41,7 +41,8 @@ class Evidence:
         absent: why there are no shares; else empty.
         others_pct: share of the CPU that other processes took while the roofs were measured.
         device: GPU or CPU; accelerator where it is a server's that runs elsewhere.
-        busy_pct: time the GPUs ran a kernel, or the CPU's cores anything.
+        busy_pct: time the GPUs ran a kernel, of those with parts of the same tensors the least busy, or the CPU's cores anything.
+        together: GPUs that have parts of the same tensors.
         in_flight: requests under way.
         idle_pct: time without a request under way, up to the last token.
         queue_pct: part of the requests' time in the engine before the scheduler first took them.
@@ -57,6 +58,7 @@ class Evidence:
     others_pct: float = 0.0
     device: str = "CPU"
     busy_pct: float = nan
+    together: int = 1
     in_flight: float = 0.0
     idle_pct: float = 0.0
     queue_pct: float = nan
@@ -71,6 +73,8 @@ def diagnose(e: Evidence) -> tuple[str, str]:
     """What it is bound by (one of `KINDS`) and the sentence that says why."""
     kind = _kind(e)
     busy = f"{e.device} {e.busy_pct:.0f} % busy" if isfinite(e.busy_pct) else f"how busy the {e.device} was is not known"
+    if isfinite(e.busy_pct) and e.together > 1:
+        busy += f" (of every {e.together} that work as one the least busy: the others wait for it inside their kernels)"
     under_way = f"{e.in_flight:,.1f} requests under way on average" + (f", of {e.slots:,} that may run at once" if e.slots else "")
     if e.in_flight > e.slots > 0:
         under_way = f"{e.in_flight:,.1f} requests sent and not answered on average, {e.slots:,} of which may run at once"
@@ -144,13 +148,13 @@ def evidence(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], bus
     makespan = sum(r.finished - r.arrival for r in done)
     # Up to the last token: after it the engine waits for nobody, and the host hands the answers over.
     in_use, spans = np.sum([_occupied(rows) for _, rows in ended.groupby(["session", "repetition"])], axis=0)
-    gpus = [value for name, value in busy.items() if name.startswith("gpu")]
     device = "accelerator" if exam.engine == "endpoint" else "GPU" if platforms.gpus() else "CPU"
-    shares = {"GPU": gpus, "CPU": [busy.get("cpu_busy_pct", nan)]}.get(device, [])
+    together = exam.engine_args.get("tensor_parallel_size", 1)
+    shares = {"GPU": _least_busy(busy, together), "CPU": [busy.get("cpu_busy_pct", nan)]}.get(device, [])
     return Evidence(
         *(float(np.median([r.measured.get(share, nan) for r in done])) for share in roofline.SHARES), absent, roof.others_pct if roof else 0.0,
         device=device,
-        busy_pct=float(np.mean(shares)) if shares else nan,
+        busy_pct=float(np.mean(shares)) if shares else nan, together=together if device == "GPU" else 1,
         in_flight=float((ended.last_token_s - ended.arrival_s).sum()) / makespan,
         idle_pct=100 * max(0.0, 1 - in_use / spans),
         queue_pct=_queue_pct(requests, done),
@@ -158,6 +162,13 @@ def evidence(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], bus
         client_pct=float(np.median([r.measured.get(metrics.CLIENT, nan) for r in done])),
         processes=tuple((name, share) for name in metrics.PROCESSES if isfinite(share := float(np.median([r.measured.get(f"{name}_cpu_pct", nan) for r in done])))),
         slots=slots, paced=exam.open_loop)
+
+
+def _least_busy(busy: dict[str, float], together: int) -> list[float]:
+    """How busy the least busy of every `together` GPUs was. In tensor parallel they do the same work, and one that is ahead
+    waits for the others inside a kernel of the collective, which NVML counts as busy."""
+    gpus = [value for name, value in busy.items() if name.startswith("gpu")]
+    return [min(gpus[first:first + together]) for first in range(0, len(gpus), together)]
 
 
 def _occupied(rows: pd.DataFrame) -> tuple[float, float]:
