@@ -79,6 +79,14 @@ def test_replicas_wait_for_the_slowest():
     assert math.isnan(metrics.straggler(rows(last_token_s=[math.nan, math.nan])))
 
 
+def test_the_answer_that_ends_last():
+    """Of 4 s its tokens came for three, whichever replica it was on."""
+    assert metrics.last_answer(rows()) == metrics.last_answer(rows(replica=[0, 0])) == pytest.approx(75)
+    assert metrics.last_answer(rows(arrival_s=[1.0, 1.0], first_token_s=[1.2, 1.3])) == pytest.approx(90), "from the first arrival"
+    assert metrics.last_answer(rows(last_token_s=[1.5, math.nan])) == pytest.approx(100 / 1.5), "a request that failed ended at no time"
+    assert math.isnan(metrics.last_answer(rows(last_token_s=[math.nan, math.nan])))
+
+
 def test_percentiles_are_never_pooled():
     both = pd.concat([rows().assign(session=1, repetition=1, point=0), rows(last_token_s=[2.5, 5.0]).assign(session=1, repetition=2, point=0)])
     assert list(metrics.by_repetition(both).e2e_p50_ms) == pytest.approx([2750, 3750])

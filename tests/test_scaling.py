@@ -164,15 +164,18 @@ def test_the_first_screen_says_it(folders):
     store("x@gpu1")
     asked = exam()
     requests = pd.DataFrame({"session": [1] * 4, "repetition": [1] * 4, "point": [8, 8, 64, 64], "replica": [0, 1] * 2, "output_tokens": [5, 6] * 2,
-                             "arrival_s": 1.0, "last_token_s": [2.0, 2.0, 3.0, 5.0]})
+                             "arrival_s": 1.0, "first_token_s": [1.1, 1.1, 1.1, 1.4], "last_token_s": [2.0, 2.0, 3.0, 5.0]})
     answers = {q["question"]: q["answer"] for q in results.five_questions(asked, Completeness(2, 2, 0.0, 0.0, []), record(asked, 2) | {"telemetry_problem": "it ended"}, requests, {}, "no golden", None, None, found())}
     assert answers["Do they pull together?"] == ("2 replicas answered, with 10, 12 output tokens: the busiest has 1.09 × the mean; at 64 they stand idle 25 % of the time on average, until the slowest is done; "
+                                                 "the answer that ended last was coming for 90 % of the time, which more replicas do not shorten; "
                                                  "2 GPUs give 1.90 × one (95% efficiency), against x@gpu1 of 2026-05-01")
     assert answers["Are the accelerators full?"] == "the load was too short to sample; it ended"
     many = record(asked, 8) | {"busy": {"cpu_busy_pct": 9.0} | {f"gpu{i}_busy_pct": 30.0 + i for i in range(8)}}
-    spread = pd.DataFrame({"session": 1, "repetition": 1, "point": 0, "replica": range(8), "output_tokens": range(100, 108), "arrival_s": 0.0, "last_token_s": 9.0})
+    spread = pd.DataFrame({"session": 1, "repetition": 1, "point": 0, "replica": range(8), "output_tokens": range(100, 108), "arrival_s": 0.0, "first_token_s": 3.0, "last_token_s": 9.0})
     paced = asked.model_copy(update={"load": "poisson"})
     answers = {q["question"]: q["answer"] for q in results.five_questions(paced, Completeness(2, 2, 0.0, 0.0, []), many, spread, {}, "no golden", None, None)}
     assert answers["Are the accelerators full?"] == "CPU 9 % busy, 8 GPUs 34 % busy (30 to 37)", "eight of them are not read one by one"
-    assert answers["Do they pull together?"] == "8 replicas answered, with 100 to 107 output tokens: the busiest has 1.03 × the mean"
+    assert answers["Do they pull together?"] == "8 replicas answered, with 100 to 107 output tokens: the busiest has 1.03 × the mean", "the end is the schedule's"
+    answers = {q["question"]: q["answer"] for q in results.five_questions(asked, Completeness(2, 2, 0.0, 0.0, []), many, spread, {}, "no golden", None, None)}
+    assert answers["Do they pull together?"].endswith("they stand idle 0 % of the time on average, until the slowest is done"), "and its tokens came for two thirds"
     assert metrics.headline(found()["points"]) == "output_tok_s@64"

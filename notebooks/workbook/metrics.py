@@ -161,6 +161,16 @@ def straggler(rows: pd.DataFrame) -> float:
     return float(100 * (1 - (ends.mean() - begin) / (ends.max() - begin)))
 
 
+def last_answer(rows: pd.DataFrame) -> float:
+    """How long the answer that ended last was coming, first token to last, as % of the time from the first arrival to that last
+    token. Its tokens come one after another on one replica: no further one shortens this. NaN where no request has times."""
+    ended = rows[rows.last_token_s.notna()]
+    if ended.empty:
+        return float("nan")
+    last = ended.loc[ended.last_token_s.idxmax()]
+    return float(100 * (last.last_token_s - last.first_token_s) / (last.last_token_s - ended.arrival_s.min()))
+
+
 def by_repetition(requests: pd.DataFrame, passes: Sequence[dict[str, Any]] = (), accelerators: int = 1, slo: Slo | None = None) -> pd.DataFrame:
     """Metrics of every repetition: a row each, indexed by (session, repetition); a sweep has a column for each
     metric and point.

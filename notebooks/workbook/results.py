@@ -18,6 +18,8 @@ SUSPECTS = 4
 """How many differences from the golden the first screen names."""
 FEW = 4
 """Up to so many GPUs or replicas the first screen names one by one."""
+ALONE_PCT = 80
+"""Share of a pass from which the answer that ends last is what makes it as long as it is."""
 
 
 def prior_sd(name: str) -> float:
@@ -223,17 +225,20 @@ def _busy(busy: dict[str, float]) -> str:
 
 def _balance(requests: pd.DataFrame, gpus: int, open_loop: bool) -> str:
     """How evenly the output tokens are spread over the replicas that answered, in the whole session; and, but for an open loop,
-    whose end is the schedule's, how long they wait for the slowest at the largest point."""
+    whose end is the schedule's, how long they wait for the slowest at the largest point, and whether the longest answer keeps them."""
     tokens = requests.groupby("replica").output_tokens.sum()
     if len(tokens) == 1:
         return f"one engine over {gpus} GPUs" if gpus > 1 else f"one engine on one {'GPU' if gpus else 'CPU'}: nothing to balance"
     each = ", ".join(f"{count:,}" for count in tokens) if len(tokens) <= FEW else f"{tokens.min():,} to {tokens.max():,}"
     said = f"{len(tokens)} replicas answered, with {each} output tokens: the busiest has {tokens.max() / tokens.mean():.2f} × the mean"
     largest = requests[requests.point == requests.point.max()]
-    idle = float(np.median([metrics.straggler(rows) for _, rows in largest.groupby(["session", "repetition"])]))
+    idle, alone = np.median([(metrics.straggler(rows), metrics.last_answer(rows)) for _, rows in largest.groupby(["session", "repetition"])], axis=0)
     if open_loop or not np.isfinite(idle):
         return said
-    return f"{said}; {f'at {largest.point.iloc[0]} ' if largest.point.any() else ''}they stand idle {idle:.0f} % of the time on average, until the slowest is done"
+    said += f"; {f'at {largest.point.iloc[0]} ' if largest.point.any() else ''}they stand idle {idle:.0f} % of the time on average, until the slowest is done"
+    if alone >= ALONE_PCT:
+        said += f"; the answer that ended last was coming for {alone:.0f} % of the time, which more replicas do not shorten"
+    return said
 
 
 def _count(number: int, what: str) -> str:
