@@ -134,6 +134,15 @@ def test_differences_are_listed(folders):
     assert rows == [{"what": "packages.vllm", "golden": "1", "now": "2"}, {"what": "machine.kernel", "golden": "6.1", "now": "6.2"}]
 
 
+@pytest.mark.parametrize("then, now, listed", [("FLASH_ATTN, FlashAttention 3", "FLASH_ATTN, FlashAttention 2", True), ("unknown", "FLASH_ATTN, FlashAttention 2", False),
+                                               ("auto", "unknown", False), ("FLASH_ATTN", "unknown", False)])
+def test_attention_is_a_suspect_where_both_are_known(folders, then, now, listed):
+    golden = blessed(folders)
+    golden.subject["attention"] = then
+    rows = suspects.differences(golden, record(subject=record()["subject"] | {"attention": now}))
+    assert rows == ([{"what": "attention", "golden": then, "now": now}] if listed else [])
+
+
 def test_the_likeliest_cause_is_named_first(folders):
     """Of many differences the first screen names four; what is timed beside the load has had its say in the verdict."""
     golden = blessed(folders)

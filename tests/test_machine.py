@@ -192,6 +192,19 @@ def test_the_cause_of_a_dead_engine_is_found_in_its_log(tmp_path):
     assert base.last_error(log) == "RuntimeError: out of paper", "a warning is no error"
 
 
+def test_the_attention_that_vllm_chose_is_found_in_its_log(tmp_path):
+    """The lines are vLLM's of a GPU, by every server the same, and one where the exam named the back end; a CPU's log has none."""
+    log = tmp_path / "engine.log"
+    assert base.chosen_attention(log) == "unknown"
+    log.write_text("(EngineCore pid=1) INFO 11-26 13:11:30 [cuda.py:483] Using FLASH_ATTN attention backend out of potential backends: ['FLASH_ATTN', 'TRITON_ATTN'].\n"
+                   "(EngineCore pid=1) INFO 11-26 13:11:30 [flash_attn.py:776] Using FlashAttention version 2\nINFO Using a slow image processor.\n" * 2)
+    assert base.chosen_attention(log) == "FLASH_ATTN, FlashAttention 2"
+    before = log.stat().st_size
+    with log.open("a") as more:
+        more.write("(EngineCore pid=1) INFO 11-26 13:20:00 [cuda.py:422] Using AttentionBackendEnum.TRITON_ATTN backend.\n")
+    assert base.chosen_attention(log, before) == "TRITON_ATTN", "an engine's own part of the log"
+
+
 def test_the_peak_of_the_kv_cache_is_that_since_it_was_last_asked():
     engine = object.__new__(base.LocalEngine)
     for share in (0.1, 0.4, 0.2):

@@ -11,6 +11,8 @@ CLOCK, MOVE = "gpu_clock_mhz", 0.01
 ORDER = ("weights", "model", "packages", "driver", "engine_args", "env", "attention", "machine.gpus", "machine.", "clocks.", "controls.")
 """The likelier a cause, the earlier it is named, by how the name begins; what is not here comes with the rest of the machine."""
 LAST = ("machine.kernel", "commit")
+UNTOLD = ("auto", "unknown")
+"""What stands for an attention back end that vLLM did not name: no suspect beside one that it named."""
 TOLD_ELSEWHERE = ("machine.packages", "machine.git.commit", "machine.driver", "machine.visit")
 """What of the environment the subject has too, or what differs at every visit."""
 
@@ -31,7 +33,8 @@ def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
         if abs(now / recorded - 1) > MOVE:
             before[f"clocks.{name}"], after[f"clocks.{name}"] = f"{recorded:,.0f} MHz", f"{now:,.0f} MHz"
     return [{"what": name, "golden": str(before.get(name, "absent")), "now": str(after.get(name, "absent"))}
-            for name in sorted(before | after, key=_rank) if before.get(name) != after.get(name) and not name.startswith(TOLD_ELSEWHERE)]
+            for name in sorted(before | after, key=_rank) if before.get(name) != after.get(name) and not name.startswith(TOLD_ELSEWHERE)
+            and not (name == "attention" and {before.get(name), after.get(name)} & set(UNTOLD))]
 
 
 def _rank(name: str) -> tuple[int, str]:

@@ -150,9 +150,8 @@ class LocalEngine:
         return self._config.scheduler_config.max_num_seqs * self._config.parallel_config.data_parallel_size
 
     def attention_backend(self) -> str:
-        """Name of the attention back end the engine was given; `auto` where vLLM chose."""
-        backend = getattr(getattr(self._config, "attention_config", None), "backend", None)
-        return getattr(backend, "name", None) or "auto"
+        """The attention back end, as `chosen_attention`."""
+        return chosen_attention(self._log_path, self._log_start)
 
     def _died(self, fallback: str) -> EngineDied:
         return EngineDied(f"the engine died: {last_error(self._log_path, self._log_start) or fallback}")
@@ -269,3 +268,13 @@ def last_error(log: Path, start: int = 0) -> str:
     lines = [line for line in lines if "root cause" not in line and not re.search(r"\b(?:INFO|WARNING) \d\d-\d\d ", line)]
     found = (re.search(r"\b(\w+(?:Error|Exception): .+|error: (?:unrecognized|argument) .+)", line) for line in reversed(lines))
     return next((m.group(1) for m in found if m), "")
+
+
+def chosen_attention(log: Path, start: int = 0) -> str:
+    """The attention back end that the processes of an engine named from byte `start` of its log on, with the version of
+    FlashAttention where it is one: vLLM chooses both by the GPU, the model and what is installed, whatever it was asked for.
+    `unknown` where none is named, as on a CPU, which has one."""
+    said = log.read_bytes()[start:].decode(errors="replace") if log.exists() else ""
+    found = [*re.findall(r"Using (?:AttentionBackendEnum\.)?([A-Z][A-Z0-9_]+) (?:attention )?backend", said),
+             *(f"FlashAttention {version}" for version in re.findall(r"Using FlashAttention version (\d+)", said))]
+    return ", ".join(dict.fromkeys(found)) or "unknown"

@@ -18,7 +18,7 @@ import httpx
 import psutil
 
 from workbook import limits, models, paths, platforms
-from workbook.engines.base import EngineDied, engine_args, environment, last_error, wait_for_memory
+from workbook.engines.base import EngineDied, chosen_attention, engine_args, environment, last_error, wait_for_memory
 from workbook.engines.http import HttpEngine
 from workbook.params import Exam
 
@@ -75,6 +75,10 @@ class ServerEngine(HttpEngine):
                     process.wait(timeout=DYING_S)
                 raise EngineDied(f"a server died: {self._why(process.returncode)}")
         return result
+
+    def attention_backend(self) -> str:
+        """The attention back end of its servers, as `base.chosen_attention`."""
+        return chosen_attention(self._log, self._log_start)
 
     def _why(self, code: int | None) -> str:
         """How it ended, by its exit code (None: it runs, and does not answer): a signal leaves no time to say more;
