@@ -84,6 +84,14 @@ def test_the_same_load_on_each(folders):
     assert scaling.against_one(longer, record(longer, 2), many) is None, "longer answers are other work"
 
 
+def test_a_schedule_does_not_scale(folders):
+    """Whatever keeps up with it ends with it."""
+    paced = {"load": "poisson", "request_rate": 4.0, "concurrency": []}
+    store("x@gpu1", values=paced, medians={"output_tok_s": 100.0})
+    asked = exam(**paced)
+    assert scaling.against_one(asked, record(asked, 2), {"output_tok_s": 100.0}) is None
+
+
 def test_replicas_and_parallel_sizes_are_how_it_is_spread(folders):
     store("x@gpu1")
     spread = {"engine": "server", "replicas": 2, "engine_args": {"tensor_parallel_size": 2, "max_num_seqs": 64}}
@@ -135,11 +143,11 @@ def test_damaged_results_and_other_files_are_passed_over(folders):
     assert found()["against"] == "x@one", "the latest"
 
 
-def golden(run="x@gpu1", platform="G x1"):
+def golden(run="x@gpu1", platform="G x1", known=None, **values):
     samples = {name: goldens.Samples(unit="tok/s", direction="higher", sessions=[[value * 0.9, value], [value * 1.1]]) for name, value in ONE.items()}
-    alone = record(exam("gpu1"), 1)
+    alone = record(exam("gpu1", **values), 1)
     goldens.write(goldens.path_of(platform, run), goldens.Golden(
-        run=run, key=goldens.key_of(alone), subject=alone["subject"], environment={}, controls={}, metrics=samples, correct=None, sequences=[],
+        run=run, key=goldens.key_of(alone), subject=known or alone["subject"], environment={}, controls={}, metrics=samples, correct=None, sequences=[],
             sessions=[goldens.Session(finished="2026-03-01T00:00:00+00:00", visit="v", commit="c", dirty=False)],
             blessing=goldens.Blessing(by="somebody", when="2026-03-01T00:00:00+00:00", reason="first")))
 
@@ -151,6 +159,15 @@ def test_else_the_golden_of_one_gpu(folders):
     assert scaling.sentence(found()) == "2 GPUs give 1.90 × one (95% efficiency), against the golden of x@gpu1 of 2026-03-01"
     store("x@gpu1")
     assert found()["against"] == "x@gpu1", "a result of this machine comes first"
+
+
+def test_an_imported_golden_is_of_no_known_engine(folders):
+    random = {"subject": "random", "input_len": 8, "output_len": 8, "max_tokens": 0, "ignore_eos": True, "chat_template": False, "load": "batch"}
+    golden(**random)
+    asked = exam(**random)
+    assert found(asked)["against"] == "the golden of x@gpu1"
+    golden(known={"imported": "golden_values.json"}, **random)
+    assert found(asked) is None
 
 
 def test_one_accelerator_scales_to_nothing(folders):
@@ -167,7 +184,7 @@ def test_the_first_screen_says_it(folders):
                              "arrival_s": 1.0, "first_token_s": [1.1, 1.1, 1.1, 1.4], "last_token_s": [2.0, 2.0, 3.0, 5.0]})
     answers = {q["question"]: q["answer"] for q in results.five_questions(asked, Completeness(2, 2, 0.0, 0.0, []), record(asked, 2) | {"telemetry_problem": "it ended"}, requests, {}, "no golden", None, None, found())}
     assert answers["Do they pull together?"] == ("2 replicas answered, with 10, 12 output tokens: the busiest has 1.09 × the mean; at 64 they stand idle 25 % of the time on average, until the slowest is done; "
-                                                 "the answer that ended last was coming for 90 % of the time, which more replicas do not shorten; "
+                                                 "the answer that ended last was coming for 90 % of the time, which more replicas shorten only as far as each token comes faster; "
                                                  "2 GPUs give 1.90 × one (95% efficiency), against x@gpu1 of 2026-05-01")
     assert answers["Are the accelerators full?"] == "the load was too short to sample; it ended"
     many = record(asked, 8) | {"busy": {"cpu_busy_pct": 9.0} | {f"gpu{i}_busy_pct": 30.0 + i for i in range(8)}}
@@ -179,3 +196,6 @@ def test_the_first_screen_says_it(folders):
     answers = {q["question"]: q["answer"] for q in results.five_questions(asked, Completeness(2, 2, 0.0, 0.0, []), many, spread, {}, "no golden", None, None)}
     assert answers["Do they pull together?"].endswith("they stand idle 0 % of the time on average, until the slowest is done"), "and its tokens came for two thirds"
     assert metrics.headline(found()["points"]) == "output_tok_s@64"
+    behind = asked.model_copy(update={"engine": "server", "engine_args": {"data_parallel_size": 4}})
+    answers = {q["question"]: q["answer"] for q in results.five_questions(behind, Completeness(2, 2, 0.0, 0.0, []), record(asked, 4), requests.assign(replica=0), {}, "no golden", None, None)}
+    assert answers["Do they pull together?"] == "4 data-parallel engines behind one server: how they share the work is not seen from here"

@@ -59,7 +59,7 @@ METRICS = {
     "energy_j_per_token": Metric("J/token", "lower", "energy of all GPUs in use over the makespan / output tokens, where NVML gives energy or power"),
     "client_cpu_pct": Metric("%", "lower", "of one core, what the process that sends the requests and takes the answers used (with engine async: vLLM's front end too)"),
     "others_cpu_pct": Metric("%", "lower", "of the cores, what processes other than the load's took, where the CPU is what generates"),
-    **{f"{name}_cpu_pct": Metric("%", "lower", f"of one core, what the busiest {what} used, where a GPU is what generates") for name, what in PROCESSES.items()},
+    **{f"{name}_cpu_pct": Metric("%", "lower", f"of one core, what the busiest {what} used, of several the busiest of each half second, where a GPU is what generates") for name, what in PROCESSES.items()},
     "gpu_busy_pct": Metric("%", "higher", "how long a kernel ran on the least busy of the GPUs in use, of the pass without its first second, which NVML's share does not tell from the pause before it"),
     "gpu_clock_mhz": Metric("MHz", "higher", "mean of the SM clocks of all GPUs in use over the pass"),
     "startup_s": Metric("s", "lower", "start of the engine to its being ready, once a session", once=True),
@@ -163,7 +163,8 @@ def straggler(rows: pd.DataFrame) -> float:
 
 def last_answer(rows: pd.DataFrame) -> float:
     """How long the answer that ended last was coming, first token to last, as % of the time from the first arrival to that last
-    token. Its tokens come one after another on one replica: no further one shortens this. NaN where no request has times."""
+    token. Its tokens come one after another: further replicas shorten this only as far as they make each come faster. NaN where no
+    request has times."""
     ended = rows[rows.last_token_s.notna()]
     if ended.empty:
         return float("nan")

@@ -197,7 +197,7 @@ def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], r
     arrived += "".join(f"; {degeneration.sentence(name, tally)}" for name, tally in (rates or {}).items() if tally.count and name not in ("empty", "cut_off"))
     full = _busy(record["busy"])
     full += f"; {record['telemetry_problem']}" if record["telemetry_problem"] else ""
-    balance = _balance(requests, len(record["machine"]["gpus"]), exam.open_loop)
+    balance = _balance(exam, requests, len(record["machine"]["gpus"]))
     if exam.engine == "endpoint":
         full, balance = f"what the endpoint runs on is not seen from here; this machine, its client: {full}", "one endpoint: what is behind it is not seen from here"
     full = "; ".join([full, *(p["sentence"] for p in record["bound"][-1:])])
@@ -223,21 +223,24 @@ def _busy(busy: dict[str, float]) -> str:
     return ", ".join(said) or "the load was too short to sample"
 
 
-def _balance(requests: pd.DataFrame, gpus: int, open_loop: bool) -> str:
+def _balance(exam: Exam, requests: pd.DataFrame, gpus: int) -> str:
     """How evenly the output tokens are spread over the replicas that answered, in the whole session; and, but for an open loop,
     whose end is the schedule's, how long they wait for the slowest at the largest point, and whether the longest answer keeps them."""
     tokens = requests.groupby("replica").output_tokens.sum()
+    behind = exam.engine_args.get("data_parallel_size", 1) if exam.engine == "server" else 1
+    if behind > 1:
+        return f"{behind} data-parallel engines behind {'one server' if exam.replicas == 1 else f'each of {exam.replicas} servers'}: how they share the work is not seen from here"
     if len(tokens) == 1:
         return f"one engine over {gpus} GPUs" if gpus > 1 else f"one engine on one {'GPU' if gpus else 'CPU'}: nothing to balance"
     each = ", ".join(f"{count:,}" for count in tokens) if len(tokens) <= FEW else f"{tokens.min():,} to {tokens.max():,}"
     said = f"{len(tokens)} replicas answered, with {each} output tokens: the busiest has {tokens.max() / tokens.mean():.2f} × the mean"
     largest = requests[requests.point == requests.point.max()]
     idle, alone = np.median([(metrics.straggler(rows), metrics.last_answer(rows)) for _, rows in largest.groupby(["session", "repetition"])], axis=0)
-    if open_loop or not np.isfinite(idle):
+    if exam.open_loop or not np.isfinite(idle):
         return said
     said += f"; {f'at {largest.point.iloc[0]} ' if largest.point.any() else ''}they stand idle {idle:.0f} % of the time on average, until the slowest is done"
     if alone >= ALONE_PCT:
-        said += f"; the answer that ended last was coming for {alone:.0f} % of the time, which more replicas do not shorten"
+        said += f"; the answer that ended last was coming for {alone:.0f} % of the time, which more replicas shorten only as far as each token comes faster"
     return said
 
 

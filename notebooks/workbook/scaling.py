@@ -34,7 +34,7 @@ class One:
 
 def against_one(exam: Exam, record: dict[str, Any], medians: dict[str, float]) -> dict[str, Any] | None:
     """Speed-up and efficiency (speed-up / accelerators) of the output tok/s over one accelerator; None where the run
-    used fewer than two, or nothing comparable is at hand.
+    used fewer than two, nothing comparable is at hand, or requests arrive by a schedule: whatever keeps up with it ends with it.
 
     The latest valid result of another variant of the exam's file on one GPU of the kind counts, else such a variant's
     golden; one of the same packages and driver before one of others, which is said. The work, the prompts, the model, its weights, the environment and the engine's arguments have to be the
@@ -50,7 +50,7 @@ def against_one(exam: Exam, record: dict[str, Any], medians: dict[str, float]) -
         that accelerator's share (`of`, its metric), likewise.
     """
     gpus = len(record["machine"]["gpus"])
-    if gpus < 2 or not (one := _stored(exam, record) or _golden(exam, record)):
+    if gpus < 2 or exam.open_loop or not (one := _stored(exam, record) or _golden(exam, record)):
         return None
 
     def held(name: str, other: str) -> dict[str, float]:
@@ -126,6 +126,8 @@ def _golden(exam: Exam, record: dict[str, Any]) -> One | None:
         try:
             golden = goldens.read(path)
         except BadInput:  # said where that variant is compared
+            continue
+        if "imported" in golden.subject:  # nobody knows what engine it was
             continue
         if _stem(golden.run) == _stem(exam.run) and _is_same_work(exam, record, golden.key, golden.subject, _points(golden.metrics)):
             medians = {name: float(np.median(np.concatenate(samples.sessions))) for name, samples in golden.metrics.items()}
