@@ -207,7 +207,8 @@ FULL = [(0, 10)] * 8
     ("latency-bound", load(FULL), 96, {}, "CPU 96 % busy, yet far from both roofs"),
     ("latency-bound", load([(0, 10)]), 96, {}, "1.0 requests under way"),
     ("not known", load(FULL), 96, {"shares": ()}, "CPU 96 % busy; 8.0 requests under way on average, of 8 that may run at once; share of the"),
-    ("not known", load(FULL), nan, {"client": 97.0}, "how busy the CPU was is not known")])
+    ("not known", load(FULL), nan, {"client": 97.0}, "how busy the CPU was is not known"),
+    ("not known", load([(0, 10)]), nan, {}, "how busy the CPU was is not known; 1.0 requests under way")])
 def test_each_diagnosis(monkeypatch, expected, requests, busy, values, said):
     monkeypatch.setattr(platforms, "gpus", lambda: ())
     found, sentence = kind(requests, {"cpu_busy_pct": busy}, **values)

@@ -236,6 +236,8 @@ def test_metrics_of_a_pass():
     processes = {"front_end_cpu_pct": 60.0, "engine_core_cpu_pct": 97.5}
     assert telemetry.of_window(samples(**processes), 104.1, 105.9, 1) == {"memory_peak_gb": 70.0} | processes
     assert telemetry.of_window(samples(**processes)[["time", "rss_gb", *processes]], 104.1, 105.9, 1) == {"memory_peak_gb": 1.0}, "on a CPU they are what computes"
+    shared = samples(**processes, others_cpu_pct=30.0).drop(columns=["gpu0_memory_gb", "gpu1_memory_gb"])
+    assert telemetry.of_window(shared, 104.1, 105.9, 1) == processes, "GPUs in the host's memory are GPUs"
 
 
 def test_each_pass_notes_its_own():

@@ -108,7 +108,7 @@ def _kind(e: Evidence) -> str:
     if e.queue_pct >= QUEUE_PCT:
         return QUEUE
     # A schedule's few requests keep a device busy by their latency alone; more of them would share its steps.
-    if e.idle_pct >= IDLE_PCT or few and (e.paced or not busy):
+    if e.idle_pct >= IDLE_PCT or few and (e.paced or waits):
         return STARVED
     if busy and shares:
         return LATENCY

@@ -112,12 +112,14 @@ def of_window(frame: pd.DataFrame, begin: float, end: float, output_tokens: int)
     inside = _inside(frame, [(begin, end)])
     if inside.empty:
         return {}
-    memory = inside.filter(regex=r"^gpu\d+_memory_gb$")
-    found = {"memory_peak_gb": inside.rss_gb.max() if memory.empty else memory.max(axis=None)}
-    if memory.empty and "others_cpu_pct" in inside:
-        found["others_cpu_pct"] = inside.others_cpu_pct.mean()
-    elif not memory.empty:  # on a CPU the same processes compute, with as many threads as there are cores
-        found |= {name: inside[name].mean() for role in metrics.PROCESSES if (name := f"{role}_cpu_pct") in inside}
+    if _gpus(inside):  # on a CPU the same processes compute, with as many threads as there are cores
+        found = {name: inside[name].mean() for role in metrics.PROCESSES if (name := f"{role}_cpu_pct") in inside}
+        if not (memory := inside.filter(regex=r"^gpu\d+_memory_gb$")).empty:  # a GPU that shares the host's has none of its own
+            found["memory_peak_gb"] = memory.max(axis=None)
+    else:
+        found = {"memory_peak_gb": inside.rss_gb.max()}
+        if "others_cpu_pct" in inside:
+            found["others_cpu_pct"] = inside.others_cpu_pct.mean()
     if not (clocks := inside.filter(regex=r"^gpu\d+_sm_mhz$")).empty:
         found["gpu_clock_mhz"] = clocks.mean(axis=None)
     if not (shares := _gpus_busy(frame, [(begin, end)])).empty:
