@@ -197,7 +197,7 @@ def test_the_attention_that_vllm_chose_is_found_in_its_log(tmp_path):
     log = tmp_path / "engine.log"
     assert base.chosen_attention(log) == "unknown"
     log.write_text("(EngineCore pid=1) INFO 11-26 13:11:30 [cuda.py:483] Using FLASH_ATTN attention backend out of potential backends: ['FLASH_ATTN', 'TRITON_ATTN'].\n"
-                   "(EngineCore pid=1) INFO 11-26 13:11:30 [flash_attn.py:776] Using FlashAttention version 2\nINFO Using a slow image processor.\n" * 2)
+                   "(EngineCore pid=1) INFO 11-26 13:11:30 [flash_attn.py:776] Using FlashAttention version 2\nINFO Using CUTLASS backend for GEMM.\n" * 2)
     assert base.chosen_attention(log) == "FLASH_ATTN, FlashAttention 2"
     before = log.stat().st_size
     with log.open("a") as more:
