@@ -529,3 +529,11 @@ def test_json_lists_of_plain_values_are_on_one_line(tmp_path):
     files.write_json(tmp_path / "a.json", value)
     assert "[1, 2.5, -3e-07]" in (tmp_path / "a.json").read_text()
     assert files.read_json(tmp_path / "a.json") == value
+
+
+def test_json_keeps_the_points_of_a_sweep_in_their_order(tmp_path):
+    """A run's gates are charted in the order in which its record has them."""
+    names = ["makespan_s@2", "output_tok_s", "output_tok_s@32", "output_tok_s@512", "output_tok_s@2048", "output_tok_s_per_accelerator@8"]
+    files.write_json(tmp_path / "a.json", {"gates": dict.fromkeys(reversed(names), 1), "b": [{"x@y": 1, 7: 2, "x": 3}]})
+    found = files.read_json(tmp_path / "a.json")
+    assert list(found["gates"]) == names and list(found["b"][0]) == ["7", "x", "x@y"]

@@ -45,12 +45,25 @@ def _in_one_step(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys, a list of plain values on one line so that a diff reads well.
+    """Write JSON with sorted keys (those of a sweep by the number of their point: who reads them back shows them in this
+    order), a list of plain values on one line so that a diff reads well.
 
     NaN is refused with ValueError, since no other JSON reader takes it.
     """
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(_in_order(value), indent=1, allow_nan=False, ensure_ascii=False)
     write_text(path, _FLAT_LIST.sub(lambda m: " ".join(m.group().split()).replace("[ ", "[").replace(" ]", "]"), text) + "\n")
+
+
+def _in_order(value: Any) -> Any:
+    """The same with all keys in order: alphabetical, and `output_tok_s@32` before `output_tok_s@2048`."""
+    if isinstance(value, dict):
+        return {key: _in_order(value[key]) for key in sorted(value, key=_place)}
+    return [_in_order(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _place(key: Any) -> tuple[str, int]:
+    name, _, point = str(key).partition("@")
+    return (name, int(point)) if point.isdecimal() else (str(key), 0)
 
 
 def read_json(path: Path) -> Any:
