@@ -99,8 +99,19 @@ def test_charts_draw_with_and_without_a_golden():
     figure = plots.throughput_overview([result("a", "PASSED", metrics={"output_tok_s": METRIC}, gates={"output_tok_s": {"delta": 0.05}}),
                                         result("n", "NO_GOLDEN", metrics={"output_tok_s": METRIC | {"golden_sessions": None, "golden_median": None}})])
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["a", "n"]
+    assert figure.axes[0].get_title(loc="left") == "Throughput against golden (n = 2 runs)"
     figure = plots.samples_against_golden("output_tok_s", "tok/s", "higher", [[1.0, 2.0]], [[2.0], [2.0]], 0.05)
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["golden 1", "golden 2", "new 1"]
+
+
+def test_one_of_a_kind_is_counted_as_one():
+    alone = plots.throughput_overview([result("a", "PASSED", metrics={"output_tok_s": METRIC})])
+    assert alone.axes[0].get_title(loc="left") == "Throughput against golden (n = 1 run)"
+    curve = plots.scaling({"x, replicas, against x@gpu1": [(1, 1.0), (2, 1.9)]})
+    assert curve.axes[0].get_title() == "Scaling (n = 1 run; higher is better)"
+    single = plots.samples_against_golden("output_tok_s", "tok/s", "higher", [[1.0]], None, None)
+    assert single.axes[0].get_title() == "output_tok_s by session (n = 1 repetition; higher is better)"
+    assert plots.counted(1024, "run") == "n = 1,024 runs"
 
 
 def test_the_distribution_of_requests_is_drawn_beside_the_goldens():

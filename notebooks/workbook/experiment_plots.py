@@ -26,7 +26,7 @@ def visits_in_order(name: str, unit: str, direction: str, visits: list[tuple[str
     axes.set_xticks(range(1, len(visits) + 1))
     axes.set_xlabel("visit")
     axes.set_ylabel(unit)
-    axes.set_title(f"{name} in the order taken (n = {sum(len(v) for _, v in visits)} repetitions; {direction} is better)", fontsize=10)
+    axes.set_title(f"{name} in the order taken ({plots.counted(sum(len(v) for _, v in visits), 'repetition')}; {direction} is better)", fontsize=10)
     axes.legend(loc="best", frameon=False, fontsize=8)
     return figure
 
@@ -85,7 +85,7 @@ def throughput_against_latency(points: pd.DataFrame, roofs: dict[str, list[tuple
     axes.margins(0.14, 0.1)
     axes.set_xlabel("output tok/s of a request, median (to the right: faster for each)")
     axes.set_ylabel("output tok/s of all requests (up: faster for all)")
-    axes.set_title(f"Throughput against latency (n = {points.setting.nunique()} settings, medians over repetitions; up and to the right is better)", fontsize=10)
+    axes.set_title(f"Throughput against latency ({plots.counted(points.setting.nunique(), 'setting')}, medians over repetitions; up and to the right is better)", fontsize=10)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8, labelspacing=0.7, handlelength=3.2)
     return figure
 
@@ -108,6 +108,6 @@ def ratios(name: str, rows: list[tuple[str, float, float, float]], margin: float
     axes.set_yticks(range(len(rows)), [row[0] for row in sorted(rows, key=lambda row: row[1])])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(f"{name} as a multiple of the untuned run's, with its {confidence:.0%} interval (higher is better)", fontsize=9)
-    axes.set_title(f"{name}: each setting against the untuned run (n = {len(rows)} settings)", fontsize=10)
+    axes.set_title(f"{name}: each setting against the untuned run ({plots.counted(len(rows), 'setting')})", fontsize=10)
     axes.legend(loc="lower right", frameon=False, fontsize=8)
     return figure

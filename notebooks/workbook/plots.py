@@ -37,6 +37,11 @@ def blank(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def counted(number: int, what: str) -> str:
+    """What a chart shows, for its title: `n = 1 run`, `n = 1,024 runs`."""
+    return f"n = {number:,} {what}{'' if number == 1 else 's'}"
+
+
 def samples_against_golden(name: str, unit: str, direction: str, sessions: list[list[float]],
                            golden: list[list[float]] | None, delta: float | None) -> Figure:
     """A metric's samples by session beside its golden's, with the golden mean and its tolerance band.
@@ -61,7 +66,7 @@ def samples_against_golden(name: str, unit: str, direction: str, sessions: list[
         axes.legend(loc="best", frameon=False, fontsize=8)
     axes.set_xticks(range(len(groups)), [g[0] for g in groups])
     axes.set_ylabel(unit)
-    axes.set_title(f"{name} by session (n = {sum(len(g[1]) for g in groups)} repetitions; {direction} is better)", fontsize=10)
+    axes.set_title(f"{name} by session ({counted(sum(len(g[1]) for g in groups), 'repetition')}; {direction} is better)", fontsize=10)
     return figure
 
 
@@ -96,7 +101,7 @@ def cdf(name: str, unit: str, new: list[np.ndarray], golden: list[list[float]]) 
         axes.step(np.sort(values), np.arange(1, len(values) + 1) / len(values) * 100, where="post", color="C1", lw=1.5, ls=("-", "--")[number > 1], label=f"new {number}")
     axes.set_xlabel(f"{name}, {unit}")
     axes.set_ylabel("requests up to this, %")
-    axes.set_title(f"{name} of requests (n = {sum(map(len, new)):,} new ones)", fontsize=10)
+    axes.set_title(f"{name} of requests ({counted(sum(map(len, new)), 'new one')})", fontsize=10)
     axes.legend(loc="best", frameon=False, fontsize=8)
     return figure
 
@@ -143,7 +148,7 @@ def sweep(metrics: dict[str, dict]) -> Figure:
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.set_xlabel("requests at a time")
     axes.set_ylabel("output tok/s")
-    axes.set_title(f"Throughput by requests at a time (n = {sum(len(s) for s in rows[0][1]['sessions'])} repetitions; higher is better)", fontsize=10)
+    axes.set_title(f"Throughput by requests at a time ({counted(sum(len(s) for s in rows[0][1]['sessions']), 'repetition')}; higher is better)", fontsize=10)
     axes.legend(loc="best", frameon=False, fontsize=8)
     return figure
 
@@ -168,7 +173,7 @@ def scaling(curves: dict[str, list[tuple[int, float]]]) -> Figure:
     axes.set_yticks(counts, [f"{count} ×" for count in counts])
     axes.set_xlabel("GPUs")
     axes.set_ylabel("of one GPU's output tok/s")
-    axes.set_title(f"Scaling (n = {sum(len(line) - 1 for line in curves.values())} runs; higher is better)", fontsize=10)
+    axes.set_title(f"Scaling ({counted(sum(len(line) - 1 for line in curves.values()), 'run')}; higher is better)", fontsize=10)
     figure.legend(loc="outside lower left", frameon=False, fontsize=8)
     return figure
 
@@ -248,7 +253,7 @@ def throughput_overview(results: list[dict]) -> Figure | None:
     axes.set_yticks(range(len(rows)), [r[0] for r in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("output tok/s of each repetition, % of the golden's median or, without one, of its own (band: tolerated loss; higher is better)", fontsize=9)
-    axes.set_title(f"Throughput against golden (n = {len(rows)} runs)", fontsize=10, loc="left", pad=20)
+    axes.set_title(f"Throughput against golden ({counted(len(rows), 'run')})", fontsize=10, loc="left", pad=20)
     handles, labels = axes.get_legend_handles_labels()
     each = dict(zip(labels, handles, strict=True))
     axes.legend(each.values(), each.keys(), loc="lower left", bbox_to_anchor=(-0.02, 0.97), ncol=len(each), fontsize=8, frameon=False, handletextpad=0.1, columnspacing=1.0)
