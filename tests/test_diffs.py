@@ -27,6 +27,19 @@ def test_the_rule_of_the_goldens_holds_between_two_runs(folders, capsys, values,
     assert "packages.vllm: 1 -> 2" in said
 
 
+def test_a_run_is_not_called_a_golden(folders, capsys):
+    """Whatever judges: the gates, a band, the machine, the answers."""
+    band = {"rule": "band", "low": 0.9, "high": 1.2}
+    stored("before", (100.0, 101.0, 99.0))
+    stored("after", (90.5, 89.5, 90.0), gates={"output_tok_s": {}, "ttft_p50_ms": band},
+           controls={name: [1.3 * v for v in values] for name, values in record()["controls"].items()}, right=(True, False, False, False))
+    __main__.main(["diff", "before", "after"])
+    said = capsys.readouterr().out
+    for words in ("output_tok_s -10.0 % against A (", "× A ", "in any of A's sessions", "log-probabilities of A's answers"):
+        assert words in said, said
+    assert "golden" not in said
+
+
 def test_the_gates_of_the_run_are_what_is_judged(folders, capsys):
     stored("before", (100.0, 101.0, 99.0))
     stored("after", (90.5, 89.5, 90.0), gates={"ttft_p50_ms": {"delta": 0.05, "margin": 0.03}})

@@ -39,7 +39,7 @@ def compare(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> tup
         gates: what is judged; if empty, the throughput that stands for the run.
 
     Returns:
-        Sentences, each with its status; the medians of all metrics of both, a row each; the status over all.
+        Sentences, each with its status, in which run a is called A; the medians of all metrics of both, a row each; the status over all.
 
     Raises:
         BadInput: the two did different work.
@@ -58,7 +58,8 @@ def compare(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> tup
     if a.sequences and drift.same(a.sequences, b.sequences):
         moved = results.judge_drift(a, [s.logprobs for s in b.sequences])
         parts.append((moved["status"], moved["sentence"]))
-    return [f"{status}: {sentence}" for status, sentence in parts], _medians(a, b), overall([status for status, _ in parts])
+    # What judges calls the side that it holds a run against "the golden"; here it need not be one.
+    return [f"{status}: {sentence.replace('the golden', 'A')}" for status, sentence in parts], _medians(a, b), overall([status for status, _ in parts])
 
 
 def _machine(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> dict:
