@@ -137,6 +137,7 @@ def test_a_shape_is_a_folder_with_a_tokenizer_and_no_weights(tmp_path, monkeypat
     assert models.facts(folder) == models.Facts(heads=16, kv_heads=8, window=4096)
     assert models.verified_sha256(dummy, folder) == "synthetic" and models.window(dummy, folder) == 4096
     assert models.window(exam(engine_args={"max_model_len": 512}), folder) == 512
+    assert models.window(exam(engine_args={"max_model_len": -1}), folder) == 4096, "vLLM's own word for as much as fits"
     assert [p.name for p in paths.cache().iterdir() if p.name.startswith(".")] == []
     with pytest.raises(BadInput, match="key 'model' is 'megatron-583m': a shape has no weights; expected weights: dummy"):
         models.resolve(exam(model="megatron-583m"))
@@ -147,6 +148,7 @@ def test_a_shape_is_a_folder_with_a_tokenizer_and_no_weights(tmp_path, monkeypat
     ({"tensor_parallel_size": 9}, None),
     ({"max_model_len": 100_000}, "key 'engine_args.max_model_len' is 100000: 'smollm2-135m-instruct' was made for 8192 tokens; expected at most that"),
     ({"max_model_len": 100_000, "hf_overrides": {}}, None),
+    ({"max_model_len": -1}, None),
 ])
 def test_what_the_config_forbids(args, message):
     """The embedded model has 9 heads and 3 key-value heads."""

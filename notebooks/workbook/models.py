@@ -102,7 +102,8 @@ def facts_of(text: str) -> Facts:
 def window(exam: Exam, folder: Path) -> int:
     """The most tokens a sequence may have, prompt and answer together; 0 where neither exam nor config says."""
     asked = exam.engine_args.get("max_model_len")
-    return asked if isinstance(asked, int) else facts(folder).window
+    # vLLM's -1 is as much as fits into memory: at most the model's own, and known once the engine is there.
+    return asked if isinstance(asked, int) and asked != -1 else facts(folder).window
 
 
 def check(exam: Exam, found: Facts) -> None:
