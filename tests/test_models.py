@@ -5,7 +5,7 @@ import shutil
 import struct
 
 import pytest
-from workbook import embedded, hub, models, params, paths, tokens, weights
+from workbook import embedded, engines, hub, models, params, paths, platforms, tokens, weights
 from workbook.engines import base
 from workbook.errors import BadInput
 
@@ -141,6 +141,22 @@ def test_a_shape_is_a_folder_with_a_tokenizer_and_no_weights(tmp_path, monkeypat
     assert [p.name for p in paths.cache().iterdir() if p.name.startswith(".")] == []
     with pytest.raises(BadInput, match="key 'model' is 'megatron-583m': a shape has no weights; expected weights: dummy"):
         models.resolve(exam(model="megatron-583m"))
+
+
+@pytest.mark.parametrize("config, args, gpus, read_with", [
+    ({"num_local_experts": 8}, {"data_parallel_size": 4}, 4, 4),
+    ({"num_local_experts": 8}, {"data_parallel_size": 2, "tensor_parallel_size": 2}, 8, 4),
+    ({}, {"data_parallel_size": 4}, 4, None),                          # each replica holds all of a dense model
+    ({"num_local_experts": 8}, {"data_parallel_size": 3}, 4, None),    # which does not divide the heads
+    ({"num_local_experts": 8}, {"data_parallel_size": 4}, 0, None),    # in the host's memory there is one copy
+    ({"num_local_experts": 8}, {"data_parallel_size": 4}, 2, None),    # replicas on other hosts
+])
+def test_experts_that_replicas_share_are_read_by_their_gpus_together(tmp_path, monkeypatch, config, args, gpus, read_with):
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 16, "num_key_value_heads": 2} | config))
+    monkeypatch.setattr(platforms, "gpus", lambda: (platforms.Gpu(0, "G", 1),) * gpus)
+    args = args | {"enable_expert_parallel": True, "speculative_config": {"method": "ngram"}}
+    found = engines.reader_args(exam(engine="async", engine_args=args), tmp_path)
+    assert found == {"enable_expert_parallel": True} | ({"tensor_parallel_size": read_with} if read_with else {})
 
 
 @pytest.mark.parametrize("args, message", [

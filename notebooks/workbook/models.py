@@ -16,6 +16,8 @@ SHAPES = Path(__file__).parent / "shapes"
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 SYNTHETIC, UNKNOWN = "synthetic", "unknown"
 """What stands for the hash of weights that are random, and of those behind an endpoint."""
+EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
+"""Keys of a config that say how many experts a mixture has (vLLM's `model_arch_config_convertor.py`)."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Facts:
     heads: int
     kv_heads: int
     window: int
+    experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ def facts_of(text: str) -> Facts:
         raise ValueError(f"holds a {type(config).__name__}")
     config = config | (config.get("text_config") or {})
     heads = config.get("num_attention_heads") or config.get("n_head") or 0
-    return Facts(heads, config.get("num_key_value_heads") or heads, config.get("max_position_embeddings") or config.get("n_positions") or 0)
+    return Facts(heads, config.get("num_key_value_heads") or heads, config.get("max_position_embeddings") or config.get("n_positions") or 0,
+                 any(config.get(name) for name in EXPERTS))
 
 
 def window(exam: Exam, folder: Path) -> int:
@@ -109,15 +113,19 @@ def window(exam: Exam, folder: Path) -> int:
 def check(exam: Exam, found: Facts) -> None:
     """Raise BadInput where the engine's arguments contradict the model."""
     parallel = exam.engine_args.get("tensor_parallel_size", 1)
-    if isinstance(parallel, int) and parallel > 1:
-        # Fewer key-value heads than workers are copied to several of them.
-        undivided = (f"{found.heads} attention heads" if found.heads % parallel else
-                     f"{found.kv_heads} key-value heads" if found.kv_heads % parallel and parallel % found.kv_heads else "")
-        if undivided:
-            raise BadInput(f"key 'engine_args.tensor_parallel_size' is {parallel}: '{exam.model}' has {undivided}; expected a size that divides them")
+    if isinstance(parallel, int) and parallel > 1 and (heads := undivided(found, parallel)):
+        raise BadInput(f"key 'engine_args.tensor_parallel_size' is {parallel}: '{exam.model}' has {heads}; expected a size that divides them")
     longest = exam.engine_args.get("max_model_len")
     if isinstance(longest, int) and found.window and longest > found.window and "hf_overrides" not in exam.engine_args:
         raise BadInput(f"key 'engine_args.max_model_len' is {longest}: '{exam.model}' was made for {found.window} tokens; expected at most that")
+
+
+def undivided(found: Facts, parallel: int) -> str:
+    """The heads that tensor parallel of this size does not divide; empty if it divides them all."""
+    if found.heads % parallel:
+        return f"{found.heads} attention heads"
+    # Fewer key-value heads than workers are copied to several of them.
+    return f"{found.kv_heads} key-value heads" if found.kv_heads % parallel and parallel % found.kv_heads else ""
 
 
 def verified_sha256(exam: Exam, folder: Path) -> str:

@@ -5,11 +5,13 @@ Every engine has `counters`, `kv_cache_peak`, `metrics_urls`, `window`, `attenti
 Nothing outside this package imports vllm, and here only the start of an engine does.
 """
 from pathlib import Path
+from typing import Any
 
+from workbook import models, platforms
 from workbook.engines.base import Answer, EngineDied, Request
 from workbook.params import Exam
 
-__all__ = ["Answer", "EngineDied", "Request", "start", "start_reader"]
+__all__ = ["Answer", "EngineDied", "Request", "reader_args", "start", "start_reader"]
 
 
 def start(exam: Exam, model: Path, log: Path):
@@ -42,5 +44,19 @@ def start_reader(exam: Exam, model: Path, log: Path):
     model, since neither has to do with what the weights say. Nothing is timed, so without a GPU it shares this
     process, which starts in half the time. Raises as `start`."""
     from workbook.engines.offline import OfflineEngine
+    own = exam.model_copy(update={"engine": "offline", "engine_args": reader_args(exam, model)})
+    return OfflineEngine(own, model, log, in_process=True, of_server=exam.engine == "server")
+
+
+def reader_args(exam: Exam, model: Path) -> dict[str, Any]:
+    """The engine arguments of the exam's reader: its own, without data parallel and draft model.
+
+    Under data parallel vLLM spreads the experts of a mixture over the GPUs of all replicas (`FusedMoEParallelConfig.make`), and
+    those of one may not hold them. So there tensor parallel takes all of them, if the machine has them and the heads allow it.
+    """
     own = {k: v for k, v in exam.engine_args.items() if not k.startswith(("data_parallel", "speculative"))}
-    return OfflineEngine(exam.model_copy(update={"engine": "offline", "engine_args": own}), model, log, in_process=True, of_server=exam.engine == "server")
+    found, workers = models.facts(model), platforms.workers(exam)
+    size = exam.engine_args.get("tensor_parallel_size", 1) * exam.engine_args.get("data_parallel_size", 1)
+    if found.experts and workers <= len(platforms.gpus()) and not models.undivided(found, size):
+        own |= {"tensor_parallel_size": size}
+    return own
