@@ -75,6 +75,39 @@ def test_what_a_notebook_started_is_ended(tmp_path):
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
+def test_what_a_notebook_started_does_not_outlive_a_runner_that_is_killed(tmp_path):
+    """Though the kernel leaves without a word to what it started, as vLLM's engine core is, and that ignores SIGTERM and SIGINT."""
+    child = "import signal, time; [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGTERM, signal.SIGINT)]; print('up', flush=True); time.sleep(600)"
+    start = (f"import os, subprocess, sys, time\nchild = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\nchild.stdout.readline()\n"
+             f"open({str(tmp_path / 'scratch')!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\nos.rename({str(tmp_path / 'scratch')!r}, {str(tmp_path / 'pids')!r})\ntime.sleep(600)")
+    source, script = notebook(tmp_path / "in.ipynb", "x = 1", start), tmp_path / "run.py"
+    script.write_text(f"from workbook import executor; from pathlib import Path\nexecutor.adopt_orphans()\n"
+                      f"executor.execute(Path({str(source)!r}), Path({str(tmp_path / 'out.ipynb')!r}), {{}}, timeout_s=60, label='t')")
+    from conftest import environment
+    with subprocess.Popen([sys.executable, str(script)], env=environment(), stderr=subprocess.DEVNULL) as job:
+        while not (tmp_path / "pids").exists():
+            assert job.poll() is None
+            time.sleep(0.05)
+        kernel, own = (psutil.Process(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+        three = [kernel, *kernel.children()]
+        assert own in three and len(three) == 3, "the kernel, what it started, and the shell that waits"
+        job.kill()
+    deadline = time.monotonic() + 20
+    while (left := [p for p in three if runs(p)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for process in left:
+        process.kill()
+    assert left == []
+
+
+def runs(process):
+    """Whether it does; what has ended may be a zombie where init does not reap."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_sigterm_is_an_interruption():
     with pytest.raises(KeyboardInterrupt), executor.interruptible():
         os.kill(os.getpid(), signal.SIGTERM)

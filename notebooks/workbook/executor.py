@@ -24,6 +24,9 @@ from workbook import limits, paths, progress, scraps
 
 logging.getLogger("papermill").setLevel(logging.ERROR)
 PR_SET_CHILD_SUBREAPER = 36
+# The kernel warns on our terminal that its loopback ports are not encrypted, and how its sockets went when it was interrupted.
+KERNEL = ("--log-level=CRITICAL", "--IPKernelApp.exec_lines=from workbook import orphans as _orphans; _orphans.end_with_this_process()")
+"""How a kernel is started: quiet, and so that nothing outlives it should this process be killed."""
 ANNOUNCE = "announce"
 """Tag of a cell whose printed text the terminal gets too, as soon as the next cell starts."""
 
@@ -53,8 +56,7 @@ class _Engine(NBClientEngine):
             on_cell(nb_man.nb.cells, cell_index)
             return started(cell, cell_index, **rest)
         nb_man.cell_start = cell_start
-        # The kernel warns on our terminal that its loopback ports are not encrypted, and how its sockets went when it was interrupted.
-        client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, startup_timeout=60, extra_arguments=["--log-level=CRITICAL"],
+        client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, startup_timeout=60, extra_arguments=list(KERNEL),
                                          timeout_func=lambda cell: max(1, int(deadline - time.monotonic())))
         return client.execute()
 

@@ -1,0 +1,20 @@
+"""What a kernel has started ends with it, however it ends."""
+import os
+import subprocess
+
+# Waits at a pipe that the kernel alone holds open. Who is interrupted is the kernel.
+GUARD = "trap '' INT; read -r _; kill -KILL 0"
+
+
+def end_with_this_process() -> None:
+    """Have a shell wait for this process's end and then kill its process group, of which it must be the leader, as a kernel is.
+
+    A kernel whose runner was killed leaves at once (ipykernel looks for its parent every second), and vLLM's engine core, which waits for
+    requests and not for its parent, would keep the GPU's memory for ever. A parent-death signal is no help: vLLM starts it, and not we.
+    The shell is of the group that it kills, whose number can be nobody else's as long.
+    """
+    if os.getpgrp() != os.getpid():
+        return
+    reading, _ = os.pipe()  # the other end is closed by the end of this process alone, and no program that it starts inherits it
+    subprocess.Popen(["/bin/sh", "-c", GUARD], stdin=reading, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.close(reading)
