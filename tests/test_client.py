@@ -1,8 +1,10 @@
 """The client's times are the server's; what goes wrong is said in a sentence; events may be cut anywhere."""
 import asyncio
+import contextlib
 import json
 import random
 import socket
+import threading
 import time
 
 import numpy as np
@@ -147,6 +149,60 @@ def test_connections_are_used_again(server):
         await one.close()
         return idle
     assert arrivals.run(main()) == 2
+
+
+@contextlib.contextmanager
+def slow_to_take(backlog, every_s):
+    """The URL of a server that takes a few connections every so often, as one whose one thread is at work does."""
+    loop, scripted = asyncio.new_event_loop(), scripted_server.Server({}, "", False)
+
+    async def work():
+        while True:
+            await asyncio.sleep(0)
+            time.sleep(every_s)
+    listening = loop.run_until_complete(loop.create_server(lambda: scripted_server.Connection(scripted), "127.0.0.1", 0, backlog=backlog))
+    busy = loop.create_task(work())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    finally:
+        loop.call_soon_threadsafe(busy.cancel)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        listening.close()
+        loop.close()
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_connections_for_many_requests_at_once_are_opened_as_the_server_takes_them(ahead, monkeypatch):
+    """What its kernel cannot hold is dropped, and sent again after a second: the control without opening them ahead."""
+    monkeypatch.setattr(client, "AT_ONCE", 8)
+
+    async def main():
+        one = Client(url)
+        if ahead:
+            await one.open(100)
+        began, idle = time.monotonic(), len(one.idle)
+        replies = await asyncio.gather(*(one.complete(request()) for _ in range(100)))
+        await one.close()
+        return idle, [reply.error for reply in replies], max(reply.sent for reply in replies if reply.sent) - began
+    with slow_to_take(backlog=12, every_s=0.02) as url:
+        idle, errors, last_sent = arrivals.run(main())
+    if ahead:
+        assert idle == 100 and set(errors) == {""} and last_sent < 0.9
+    else:
+        assert idle == 0 and last_sent > 0.9
+
+
+def test_connections_that_cannot_be_opened_are_left_to_the_requests():
+    async def main():
+        one = Client(url)
+        await one.open(3)
+        return len(one.idle)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    assert arrivals.run(main()) == 0
 
 
 FAULTS = [

@@ -39,6 +39,13 @@ def scripted():
         yield running
 
 
+def test_what_is_due_at_once_finds_its_connections_open(scripted):
+    async def opened():
+        return [len(c.idle) for c in engine._clients]
+    engine = http.HttpEngine(exam(scripted.url), [scripted.url, scripted.url])
+    assert engine.run(opened(), 5) == [3, 3] and engine.run(opened()) == [0, 0]
+
+
 @pytest.mark.parametrize("values, arrivals", [
     ({"load": "batch"}, lambda a: (a == 0).all()),
     (CLOSED, lambda a: (a[:3] < 0.14).all() and (a[3:] > 0.14).all() and (a[9:] > 0.42).all()),

@@ -137,7 +137,7 @@ def test_a_sweep_sends_the_first_requests_of_each_size():
 def test_only_a_schedule_can_be_fallen_behind():
     """A batch takes its time to be handed over; a load that comes at a rate and is late is not the load that was asked for."""
     class Slow(Echo):
-        run = staticmethod(lambda work: load.arrivals.run(work))
+        run = staticmethod(lambda work, at_once: load.arrivals.run(work))
 
         async def answer(self, request):
             time.sleep(0.05)  # holds up the loop that sends
@@ -149,6 +149,24 @@ def test_only_a_schedule_can_be_fallen_behind():
         (done,) = load.measure(Slow(), exam, batch, 1)
         behind[exam.load] = done.behind
     assert behind["batch"] == "" and "the load generator fell behind its schedule by up to" in behind["poisson"]
+
+
+@pytest.mark.parametrize("values, at_once", [
+    ({"load": "batch", "concurrency": [2, 8]}, [2, 8]), ({"load": "closed", "concurrency": [2, 3]}, [2, 3]),
+    ({"load": "burst", "concurrency": 4, "request_rate": 1000.0}, [4]), ({"load": "poisson", "request_rate": 1000.0}, [0]),
+], ids=["batch", "closed", "burst", "poisson"])
+def test_an_engine_is_told_how_many_requests_are_due_at_once(values, at_once):
+    class Told(Echo):
+        def run(self, work, at_once):
+            told.append(at_once)
+            return load.arrivals.run(work)
+
+        async def answer(self, request):
+            return self.generate([request], False)[0]
+    told = []
+    exam = params.check({"run": "x", "engine": "server", "num_prompts": 4, "n": 2, "temperature": 0.7} | values)
+    load.measure(Told(), exam, load.requests(exam, [Question(i, "q", [1], 8, None) for i in range(4)]), 1)
+    assert told == at_once
 
 
 def repetition() -> load.Repetition:

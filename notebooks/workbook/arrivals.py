@@ -56,12 +56,14 @@ class Driven:
         started, finished: `time.monotonic`.
         replies: in the order of the requests; None for one that had not ended when time was up.
         late_s: how long after its time each request was sent; all 0 in a closed loop, which has no schedule.
+        cpu_s: what this process computed meanwhile, on all its threads.
         complete: False if time was up first.
     """
     started: float
     finished: float = math.nan
     replies: list[Any] = field(default_factory=list, repr=False)
     late_s: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
+    cpu_s: float = math.nan
     complete: bool = True
 
     def behind(self, limit: float = 0.01) -> str:
@@ -161,6 +163,7 @@ def _run(main: Coroutine) -> Any:
 @contextlib.asynccontextmanager
 async def _until(done: Driven, timeout_s: float | None):
     """End `done` when its work has ended or its time is up, whichever is first; requests under way are cancelled then."""
+    before = time.process_time()
     try:
         async with asyncio.timeout(timeout_s) as limit:
             yield
@@ -168,7 +171,7 @@ async def _until(done: Driven, timeout_s: float | None):
         if not limit.expired():
             raise
         done.complete = False
-    done.finished = time.monotonic()
+    done.finished, done.cpu_s = time.monotonic(), time.process_time() - before
 
 
 async def _sleep_until(due: float, index: int) -> None:

@@ -9,6 +9,7 @@ and the splitting of events, since each needs its time.
 Nothing is retried: a request that fails is a `Reply` with a sentence in `error`.
 """
 import asyncio
+import contextlib
 import math
 import os
 import re
@@ -33,6 +34,14 @@ STALL_S = 60.0
 
 IDLE_S = 2.0
 """Seconds after which an idle connection is not used again: servers close theirs after some (vLLM after 5)."""
+NEW_S = 20.0
+"""The same of one that was never used, which servers give longer for its first request (some 30 s, vLLM any time)."""
+
+AT_ONCE = 500
+"""Connections that are opened before the server has taken the last of them: its kernel holds so many more (2,048 for vLLM, 511 for
+nginx), drops what comes on top, to be sent again a second later, and resets some of it."""
+KNOCK_S = 10.0
+"""Seconds that a server may take to answer the request which shows that it has taken them."""
 
 PARSE_AT = 64
 """Reads after which an answer that is still coming is parsed so far: what is left at the end holds up the next request
@@ -78,7 +87,7 @@ class _Connection(asyncio.Protocol):
         self.client, self.loop, self.waiter, self.open = client, asyncio.get_running_loop(), None, True
 
     def connection_made(self, transport) -> None:
-        self.transport = transport
+        self.transport, self.good_until = transport, _monotonic() + NEW_S
 
     def ask(self, head: bytes, body: bytes, reply: Reply) -> asyncio.Future:
         """Send a request; the future is done when its reply is."""
@@ -179,6 +188,7 @@ class _Connection(asyncio.Protocol):
             fault, sentence = "not_a_stream", "the answer is no event stream: expected a server that honours 'stream'"
         keep = self.whole and self.keep and self.open
         self.parser = self.on_body = None  # it and this connection hold on to each other
+        self.good_until = self.last + IDLE_S
         if keep:
             self.client.idle.append(self)
         else:
@@ -218,11 +228,25 @@ class Client:
         authorization = f"Authorization: Bearer {self.key}\r\n" if self.key else ""
         self.head = (f"POST {parts.path}/v1/completions HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}\r\nAccept: text/event-stream\r\n"
                      f"Content-Type: application/json\r\n{authorization}Content-Length: ").encode()
+        self.knock = f"GET {parts.path}/v1/models HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}\r\n{authorization}Content-Length: ".encode()
         self.fixed = {"stream": True, "stream_options": {"include_usage": True}} | ({"return_token_ids": True} if token_ids else {})
         self.idle: list[_Connection] = []
         limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         if limit < most:  # a connection is an open file, and the usual limit is 1,024
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+    async def open(self, count: int) -> None:
+        """Open connections for so many requests that are due at once, before they are, at a pace that the server keeps up with. What
+        cannot be opened is left to the requests, which say why."""
+        with contextlib.suppress(TimeoutError):
+            for first in range(0, count, AT_ONCE):
+                async with asyncio.timeout(KNOCK_S):
+                    wave = await asyncio.gather(*(self._connect() for _ in range(first, min(first + AT_ONCE, count))), return_exceptions=True)
+                    self.idle += (opened := [connection for connection in wave if isinstance(connection, _Connection)])
+                    if len(opened) < len(wave):
+                        return
+                    if first + AT_ONCE < count:  # A server takes connections in turn: its answer on the last says that it has taken them all.
+                        await self._ask(self.idle.pop(), self.knock, b"", Reply())
 
     async def complete(self, request: Request) -> Reply:
         """Send one request and wait for its reply, good or not."""
@@ -236,11 +260,7 @@ class Client:
             except OSError as error:  # TimeoutError is one
                 reply.fault, reply.error = self._unreachable(error)
                 return reply
-        try:
-            return await connection.ask(self.head, body, reply)
-        except asyncio.CancelledError:
-            connection.give_up()
-            raise
+        return await self._ask(connection, self.head, body, reply)
 
     async def close(self) -> None:
         """Close the idle connections."""
@@ -263,10 +283,17 @@ class Client:
             return "unauthorized", f"the server refused the API key ({said}); expected it in the environment variable {KEY_VARIABLE}, which {state}"
         return "http", f"the server answered {said}"
 
+    async def _ask(self, connection: _Connection, head: bytes, body: bytes, reply: Reply) -> Reply:
+        try:
+            return await connection.ask(head, body, reply)
+        except asyncio.CancelledError:
+            connection.give_up()
+            raise
+
     def _reusable(self) -> _Connection | None:
         while self.idle:
             connection = self.idle.pop()
-            if connection.open and _monotonic() - connection.last < IDLE_S:
+            if connection.open and _monotonic() < connection.good_until:
                 return connection
             connection.transport.abort()
         return None

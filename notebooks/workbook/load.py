@@ -95,9 +95,7 @@ def _pass(engine, exam: Exam, batch: list[Request], number: int, point: int, lab
     began = time.monotonic()
     try:
         before, _ = engine.counters(), engine.kv_cache_peak()
-        own = time.process_time()  # from here: asking servers for their counters is no part of the load
         done = _drive(engine, exam, batch, number, point, label, deadline, answers)
-        own = time.process_time() - own
         growth = {name: value - before[name] for name, value in engine.counters().items() if name in before}
         peak = engine.kv_cache_peak()
     except (Exception, KeyboardInterrupt) as error:  # whatever it is, the passes before it were measured
@@ -110,7 +108,7 @@ def _pass(engine, exam: Exam, batch: list[Request], number: int, point: int, lab
         behind = behind or late(done.late_s, done.replies)
     measured = {} if peak is None else {"kv_cache_peak_pct": peak}
     if exam.engine != "offline":
-        measured["client_cpu_pct"] = 100 * own / (done.finished - done.started)
+        measured["client_cpu_pct"] = 100 * done.cpu_s / (done.finished - done.started)
     return Repetition(number, point, done.started, done.finished, done.replies, growth, behind, measured)
 
 
@@ -161,7 +159,7 @@ def _drive(engine, exam: Exam, batch: list[Request], number: int, point: int, la
             driver = arrivals.closed_loop(engine.answer, batch, point, timeout_s=timeout_s, ended=ended)
         else:
             driver = arrivals.open_loop(engine.answer, batch, schedule(exam, len(batch), number), timeout_s=timeout_s, ended=ended)
-        done = engine.run(driver)
+        done = engine.run(driver, {"batch": len(batch), "closed": point, "burst": max(exam.concurrency, default=0)}.get(exam.load, 0))
     if not done.complete:
         raise TimeoutError(limits.UP)
     return done

@@ -38,8 +38,8 @@ class AsyncEngine(LocalEngine):
             if found := self._replica_of.pop(finished.request_id, None):
                 found.set_result(core)
 
-    def run(self, work: Coroutine) -> Any:
-        """Run a load on the engine's loop.
+    def run(self, work: Coroutine, at_once: int = 0) -> Any:
+        """Run a load on the engine's loop, however many of its requests are due at once.
 
         Raises:
             EngineDied: a process of the engine ended, with the last error in its log.

@@ -62,13 +62,13 @@ class ServerEngine(HttpEngine):
             raise
         self.load_s = time.monotonic() - began
 
-    def run(self, work: Coroutine) -> Any:
+    def run(self, work: Coroutine, at_once: int = 0) -> Any:
         """Run a load, as `HttpEngine.run`.
 
         Raises:
             EngineDied: a server has ended in it, with the last error in its log.
         """
-        result = super().run(work)
+        result = super().run(work, at_once)
         for url, process in zip(self._urls, self._processes, strict=True):
             if not _is_ready(url):
                 with contextlib.suppress(subprocess.TimeoutExpired):
