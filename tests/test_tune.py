@@ -337,9 +337,16 @@ def test_the_chart_draws_every_setting_the_front_and_the_roofs():
     assert not experiment_plots.throughput_against_latency(single, {}, tuning.pareto(single), "b").axes[0].texts
 
 
+def test_places_between_powers_of_ten_are_written_as_numbers():
+    figure = experiment_plots.throughput_against_latency(POINTS.assign(speed=POINTS.speed * 1000), {}, tuning.pareto(POINTS), "b")
+    figure.draw_without_rendering()
+    labels = [t.get_text() for t in figure.axes[0].get_yticklabels(which="minor") if t.get_text()]
+    assert labels and all("e" not in label for label in labels)
+
+
 def test_the_ratios_chart_sorts_by_speed():
     figure = experiment_plots.ratios("output_tok_s@4", [("slow", 0.7, 0.6, 0.8), ("fast", 1.3, 1.2, 1.4), ("same", 1.0, 0.95, 1.05)], 0.02, 0.96)
-    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["slow", "same", "fast"] and "96% interval" in figure.axes[0].get_xlabel()
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["slow", "same", "fast"] and "96 % interval" in figure.axes[0].get_xlabel()
 
 
 # -- the best settings --------------------------------------------------------------------------

@@ -8,8 +8,15 @@ from matplotlib.ticker import LogFormatter, StrMethodFormatter
 
 from workbook import plots
 
-FAR_ROOF = 5
+FAR_ROOF = 1.5
 """A roof so many times above the nearest one would squeeze all that was measured into a corner of its picture."""
+
+
+class _Whole(LogFormatter):
+    """The places between powers of ten, written as those are: 60,000 and not 6e+04."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return super().__call__(x, pos) and f"{x:,g}"
 
 
 def visits_in_order(name: str, unit: str, direction: str, visits: list[tuple[str, list[float]]]) -> Figure:
@@ -72,7 +79,7 @@ def throughput_against_latency(points: pd.DataFrame, roofs: dict[str, list[tuple
         axes.plot(rows.latency, rows.speed, color=colour, marker=marker, ms=11 if thick else 5, lw=2.2 if thick else 1, zorder=4 if thick else 3, label=setting + " (best)" * thick)
     for point, rows in points[points.point > 0].groupby("point"):
         slowest = rows.loc[rows.latency.idxmin()]
-        axes.annotate(f"{point:,} in flight", (slowest.latency, slowest.speed), xytext=(-8, 0), textcoords="offset points", ha="right", va="center", fontsize=8, color="0.35")
+        axes.annotate(f"{point:,} in flight", (slowest.latency, slowest.speed), xytext=(0, -9), textcoords="offset points", ha="center", va="top", fontsize=8, color="0.35")
     nearest = min((max(y for _, y in places) for places in roofs.values()), default=0)
     for (roof, places), style in zip(roofs.items(), ("--", "-.")):
         above, seen = max(y for _, y in places) / points.speed.max(), max(y for _, y in places) <= FAR_ROOF * nearest
@@ -81,7 +88,7 @@ def throughput_against_latency(points: pd.DataFrame, roofs: dict[str, list[tuple
     for axis in (axes.xaxis, axes.yaxis):
         getattr(axes, f"set_{axis.axis_name}scale")("log")
         axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-        axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+        axis.set_minor_formatter(_Whole(minor_thresholds=(1.5, 0.5)))
     axes.margins(0.14, 0.1)
     axes.set_xlabel("output tok/s of a request, median (to the right: faster for each)")
     axes.set_ylabel("output tok/s of all requests (up: faster for all)")
@@ -107,7 +114,7 @@ def ratios(name: str, rows: list[tuple[str, float, float, float]], margin: float
         axes.annotate(f"{ratio:.2f}", (1.0, y), xycoords=("axes fraction", "data"), ha="left", va="center", fontsize=9)
     axes.set_yticks(range(len(rows)), [row[0] for row in sorted(rows, key=lambda row: row[1])])
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlabel(f"{name} as a multiple of the untuned run's, with its {confidence:.0%} interval (higher is better)", fontsize=9)
+    axes.set_xlabel(f"{name} as a multiple of the untuned run's, with its {100 * confidence:.3g} % interval (higher is better)", fontsize=9)
     axes.set_title(f"{name}: each setting against the untuned run ({plots.counted(len(rows), 'setting')})", fontsize=10)
     axes.legend(loc="lower right", frameon=False, fontsize=8)
     return figure

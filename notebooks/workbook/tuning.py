@@ -269,7 +269,7 @@ def verdict(tuning: Tuning) -> tuple[str, str]:
 
 def interval(a: Against) -> str:
     """A comparison in words."""
-    return f"{a.ratio:.2f} times ({a.confidence * 100:.0f} % interval {a.low:.2f} to {a.high:.2f})"
+    return f"{a.ratio:.2f} times ({a.confidence * 100:.3g} % interval {a.low:.2f} to {a.high:.2f})"
 
 
 def notes(tuning: Tuning) -> list[str]:

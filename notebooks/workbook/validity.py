@@ -52,8 +52,8 @@ def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weig
     missing = expected - len(done.drop_duplicates(["session", "repetition", "point", "prompt_id", "sample"]))
     if missing:
         reasons = Counter(requests.finish_reason) - Counter(done.finish_reason)
-        said = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(3)) or "no row"
-        problems.append(f"{missing} of {expected} answers are missing or failed ({said})")
+        said = "; ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common(3)) or "no row"
+        problems.append(f"{missing:,} of {expected:,} answers are missing or failed ({said})")
     if len(requests) > expected:
         problems.append(f"{len(requests) - expected} answers more than the {expected} that were asked for")
     if len(generations) != exam.num_prompts * exam.n:
