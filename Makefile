@@ -56,8 +56,8 @@ ab: setup ## does B cost anything? RUN=name A="..." B="..." [A_PYTHON=] [B_PYTHO
 	@$(WORKBOOK) ab "$(RUN)" --a "$$A" --b "$$B" $(if $(PAIRS),--pairs "$(PAIRS)") $(if $(A_PYTHON),--python-a "$(A_PYTHON)") \
 	  $(if $(B_PYTHON),--python-b "$(B_PYTHON)") $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$$SET")
 
-tune: setup ## which engine settings are the fastest? RUN=name [ROUNDS=1] [ONLY="a b"] [MODEL=] [SET=]
-	@$(WORKBOOK) tune "$(RUN)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(ONLY),--only "$(ONLY)") $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$$SET")
+tune: setup ## which engine settings are the fastest? RUN=name [ROUNDS=1] [ONLY="a b"] [ADD=1] [MODEL=] [SET=]
+	@$(WORKBOOK) tune "$(RUN)" $(if $(filter-out 0,$(ADD)),--add) $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(ONLY),--only "$(ONLY)") $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$$SET")
 
 list: setup ## every exam, what it needs, and whether this machine can take it
 	@$(WORKBOOK) list

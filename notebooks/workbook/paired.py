@@ -135,6 +135,8 @@ def read_visit(folder: Path, run: str, first: Visit | None) -> Visit:
         return Visit(folder.name, problem or "left no run.json", {}, pd.DataFrame())
     record = files.read_json(place / "run.json")
     exam = params.check(record["params"], f"{folder.name}/run.json")
+    if lost := [name for name in ("requests.parquet", "generations.parquet") if not (place / name).exists()]:
+        return Visit(folder.name, f"its {' and '.join(lost)} is not there", {}, pd.DataFrame())
     requests, generations = (pd.read_parquet(place / f"{name}.parquet") for name in ("requests", "generations"))
     measured = sessions.Measured(exam, record, requests)
     problems = list(sessions.check(measured, generations, worthless=outcome.get("worthless", [])).problems)

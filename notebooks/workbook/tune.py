@@ -1,6 +1,7 @@
 """Tuning: a run with every setting of its sweep, each in a fresh engine, and those that help together."""
 import contextlib
 from dataclasses import replace
+from pathlib import Path
 
 from workbook import best, executor, files, metrics, models, pages, paths, platforms, runs, sweeps, tuning, visit
 from workbook.errors import BadInput
@@ -28,21 +29,66 @@ def take(run: str, rounds: int = 1, only: str = "", overrides: Written | None = 
     platforms.require(sweep.untuned)
     models.resolve(sweep.untuned)
     with Reports():
-        runs.keep(paths.tune_folder(run), paths.reports() / "history" / "tune" / run)
+        runs.keep(paths.tune_folder(run), _history(run))
         found = Tuning(run, runs.now(), rounds, sweep.settings, [], [])
         tuning.write_plan(found)
         say(f"\n{run}: {found.untuned.title}\n  {len(found.settings)} settings, {rounds} round{'s' if rounds > 1 else ''}: {', '.join(found.settings)}")
-        try:
+        return _to_the_end(run, strict)
+
+
+def go_on(run: str, strict: bool = False) -> int:
+    """Take the latest tuning of a run to its end, if something ended it before; returns the exit code as `take`. A visit that was cut
+    off is made anew, and one that failed has failed.
+
+    Raises:
+        BadInput: before any visit: there is none, this machine cannot take the run, or it, its boot, the packages or the code are others
+            than those of the visits that were made, so that what differs would not be the settings alone.
+    """
+    found = tuning.read(run)
+    platforms.require(found.untuned)
+    models.resolve(found.untuned)
+    if other := _other(found):
+        raise BadInput(f"run '{run}' cannot be tuned on from where it stopped: {'; '.join(other)}; expected what its visits had, or make tune RUN={run} without ADD=1, which begins anew")
+    with Reports():
+        made = {v.name for v in found.visits if v.problem != visit.INTERRUPTED}
+        for folder in sorted((paths.tune_folder(run) / "visits").glob("*")):
+            if folder.name not in made:
+                runs.keep(folder, _history(run) / "cut off")
+        tuning.write_plan(replace(found, stopped=""))
+        say(f"\n{run}: {found.untuned.title}\n  {len(made)} of {len(tuning.order(list(found.settings), found.rounds))} visits are made")
+        return _to_the_end(run, strict)
+
+
+def _other(found: Tuning) -> list[str]:
+    """What is not as it was in the visits that were made, a sentence each."""
+    first = next((v.record["machine"] for v in found.visits if v.record), None)
+    if not first:
+        return []
+    now = platforms.describe(found.untuned)
+    moved = [f"{what} was {first[key]} and is {now[key]}" for key, what in (("platform", "the platform"), ("visit", "the machine's boot"), ("driver", "the driver"))
+             if first[key] != now[key]]
+    moved += [f"package {name} was {first['packages'].get(name, 'not there')} and is {now['packages'].get(name, 'not there')}"
+              for name in sorted({*first["packages"], *now["packages"]}) if first["packages"].get(name) != now["packages"].get(name)]
+    then, here = first["git"]["commit"], now["git"]["commit"]
+    return moved + [f"the commit was {then[:7]} and is {here[:7]}"] * (then != here and not platforms.same_code(then, here))
+
+
+def _history(run: str) -> Path:
+    return paths.reports() / "history" / "tune" / run
+
+
+def _to_the_end(run: str, strict: bool) -> int:
+    try:
+        visit_all(run)
+        if combine(run):
             visit_all(run)
-            if combine(run):
-                visit_all(run)
-        except KeyboardInterrupt:
-            write_result(run, "interrupted")  # first, since another may follow
-            tuning.write_plan(replace(tuning.read(run), stopped="interrupted"))
-            with contextlib.suppress(Exception):  # a page that cannot be made hides no interruption
-                report(run)
-            raise
-        return report(run, strict)
+    except KeyboardInterrupt:
+        write_result(run, visit.INTERRUPTED)  # first, since another may follow
+        tuning.write_plan(replace(tuning.read(run), stopped=visit.INTERRUPTED))
+        with contextlib.suppress(Exception):  # a page that cannot be made hides no interruption
+            report(run)
+        raise
+    return report(run, strict)
 
 
 def visit_all(run: str) -> None:
@@ -50,15 +96,14 @@ def visit_all(run: str) -> None:
     found = tuning.read(run)
     names = tuning.order(list(found.settings), found.rounds)
     for number, name in enumerate(names, start=1):
-        folder = paths.tune_folder(run) / "visits" / name
-        if folder.exists():
+        if any(v.problem for v in found.of(UNTUNED)):
+            return  # nothing to hold the others against
+        if name in {v.name for v in found.visits}:
             continue
         say(f"\n  visit {name}: {number} of {len(names)}")
-        visit.make(folder, found.settings[tuning.setting_of(name)])
+        visit.make(paths.tune_folder(run) / "visits" / name, found.settings[tuning.setting_of(name)])
         found = tuning.read(run)
         say(f"  {progress(found, name)}")
-        if tuning.setting_of(name) == UNTUNED and found.problem(UNTUNED):
-            return  # nothing to hold the others against
 
 
 def progress(found: Tuning, name: str) -> str:

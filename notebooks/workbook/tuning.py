@@ -248,7 +248,7 @@ def verdict(tuning: Tuning) -> tuple[str, str]:
     (nor can it be said, on a machine that changed) or INVALID."""
     failed = [name for name in tuning.settings if tuning.problem(name)]
     if tuning.stopped:
-        return "INVALID", f"{tuning.stopped} after {sum(bool(v.record) for v in tuning.visits)} of {len(order(list(tuning.settings), tuning.rounds))} visits: what these measured is here, and no setting is called the best"
+        return "INVALID", f"{tuning.stopped} after {sum(bool(v.record) for v in tuning.visits)} of {len(order(list(tuning.settings), tuning.rounds))} visits: what these measured is here, and no setting is called the best; make tune RUN={tuning.run} ADD=1 goes on"
     if UNTUNED in failed:
         return "INVALID", f"{tuning.problem(UNTUNED)}: nothing to hold the settings against"
     tried = [name for name in tuning.valid if name != UNTUNED]

@@ -14,6 +14,9 @@ import yaml
 from workbook import degeneration, exams, executor, files, models, pages, paired, params, paths, runner, runs, tokens
 from workbook.params import Exam
 
+INTERRUPTED = "interrupted"
+"""The outcome of a visit that somebody interrupted."""
+
 
 def make(folder: Path, exam: Exam, python: str = sys.executable) -> None:
     """Make a visit, and leave its outcome in `folder`, whatever becomes of its process.
@@ -24,7 +27,7 @@ def make(folder: Path, exam: Exam, python: str = sys.executable) -> None:
     try:
         done = subprocess.run([python, "-m", "workbook.visit", str(folder)], env=paths.child_environment() | {"GOLDBOOK_REPORTS": str(folder)})
     except KeyboardInterrupt:
-        files.write_json(folder / paired.OUTCOME, {"problem": "interrupted"})
+        files.write_json(folder / paired.OUTCOME, {"problem": INTERRUPTED})
         raise
     executor.end_processes()
     if not (folder / paired.OUTCOME).exists():
