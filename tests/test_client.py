@@ -195,6 +195,43 @@ def test_connections_for_many_requests_at_once_are_opened_as_the_server_takes_th
         assert idle == 0 and last_sent > 0.9
 
 
+@pytest.mark.parametrize("many", [3, 20])
+def test_connections_that_close_at_once_are_left_to_the_requests(many, monkeypatch):
+    """As of a proxy whose own server is down."""
+    monkeypatch.setattr(client, "AT_ONCE", 8)
+
+    async def main():
+        listening = await asyncio.get_running_loop().create_server(Closing, "127.0.0.1", 0)
+        one = Client(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+        await one.open(many)
+        replies = await asyncio.gather(*(one.complete(request()) for _ in range(many)))
+        await one.close()
+        listening.close()
+        return {reply.fault for reply in replies}
+    assert arrivals.run(main()) == {"closed"}
+
+
+class Closing(asyncio.Protocol):
+    def connection_made(self, transport):
+        transport.close()
+
+
+def test_a_server_that_takes_no_more_connections_holds_up_nothing(monkeypatch):
+    """Those that it took before are there to be used, and closed with the client."""
+    monkeypatch.setattr(client, "OPEN_S", 0.3)
+    monkeypatch.setattr(client, "AT_ONCE", 8)
+
+    async def main():
+        one, began = Client(f"http://127.0.0.1:{deaf.getsockname()[1]}"), time.monotonic()
+        await one.open(20)
+        took, sockets = time.monotonic() - began, [c.transport for c in one.idle]
+        await one.close()
+        return took, len(sockets), all(transport.is_closing() for transport in sockets)
+    with socket.create_server(("127.0.0.1", 0), backlog=3) as deaf:
+        took, opened, closed = arrivals.run(main())
+    assert 0.3 <= took < 1.5 and opened >= 3 and closed
+
+
 def test_connections_that_cannot_be_opened_are_left_to_the_requests():
     async def main():
         one = Client(url)

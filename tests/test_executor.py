@@ -100,6 +100,13 @@ def test_what_a_notebook_started_does_not_outlive_a_runner_that_is_killed(tmp_pa
     assert left == []
 
 
+@pytest.mark.parametrize("attempt", range(3))
+def test_a_kernel_that_ends_in_order_does_so_to_the_last_line(tmp_path, attempt):
+    """At its `atexit` a server is stopped; the shell that waits for a kernel's end once kept three of five from it."""
+    done = run(tmp_path, f"import atexit\natexit.register(lambda: open({str(tmp_path / 'end')!r}, 'w').close())", GLUE)
+    assert done.problem == "" and (tmp_path / "end").exists()
+
+
 def runs(process):
     """Whether it does; what has ended may be a zombie where init does not reap."""
     try:

@@ -43,7 +43,7 @@ def test_what_is_due_at_once_finds_its_connections_open(scripted):
     async def opened():
         return [len(c.idle) for c in engine._clients]
     engine = http.HttpEngine(exam(scripted.url), [scripted.url, scripted.url])
-    assert engine.run(opened(), 5) == [3, 3] and engine.run(opened()) == [0, 0]
+    assert engine.run(opened, 5) == [3, 3] and engine.run(opened) == [0, 0]
 
 
 @pytest.mark.parametrize("values, arrivals", [

@@ -40,8 +40,8 @@ NEW_S = 20.0
 AT_ONCE = 500
 """Connections that are opened before the server has taken the last of them: its kernel holds so many more (2,048 for vLLM, 511 for
 nginx), drops what comes on top, to be sent again a second later, and resets some of it."""
-KNOCK_S = 10.0
-"""Seconds that a server may take to answer the request which shows that it has taken them."""
+OPEN_S = 15.0
+"""Seconds for opening them: less than `NEW_S`, and than what `limits` leaves a pass that is over its time."""
 
 PARSE_AT = 64
 """Reads after which an answer that is still coming is parsed so far: what is left at the end holds up the next request
@@ -237,16 +237,20 @@ class Client:
 
     async def open(self, count: int) -> None:
         """Open connections for so many requests that are due at once, before they are, at a pace that the server keeps up with. What
-        cannot be opened is left to the requests, which say why."""
+        is not open after `OPEN_S` is left to the requests, which say why."""
         with contextlib.suppress(TimeoutError):
-            for first in range(0, count, AT_ONCE):
-                async with asyncio.timeout(KNOCK_S):
-                    wave = await asyncio.gather(*(self._connect() for _ in range(first, min(first + AT_ONCE, count))), return_exceptions=True)
-                    self.idle += (opened := [connection for connection in wave if isinstance(connection, _Connection)])
-                    if len(opened) < len(wave):
+            async with asyncio.timeout(OPEN_S):
+                for first in range(0, count, AT_ONCE):
+                    failed = await asyncio.gather(*(self._open() for _ in range(first, min(first + AT_ONCE, count))), return_exceptions=True)
+                    if any(failed):
                         return
                     if first + AT_ONCE < count:  # A server takes connections in turn: its answer on the last says that it has taken them all.
-                        await self._ask(self.idle.pop(), self.knock, b"", Reply())
+                        if not (last := self._reusable()):
+                            return
+                        await self._ask(last, self.knock, b"", Reply())
+
+    async def _open(self) -> None:
+        self.idle.append(await self._connect())
 
     async def complete(self, request: Request) -> Reply:
         """Send one request and wait for its reply, good or not."""
@@ -293,7 +297,7 @@ class Client:
     def _reusable(self) -> _Connection | None:
         while self.idle:
             connection = self.idle.pop()
-            if connection.open and _monotonic() < connection.good_until:
+            if connection.open and not connection.transport.is_closing() and _monotonic() < connection.good_until:
                 return connection
             connection.transport.abort()
         return None

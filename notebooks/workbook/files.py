@@ -61,9 +61,11 @@ def _in_order(value: Any) -> Any:
     return [_in_order(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _place(key: Any) -> tuple[str, int]:
-    name, _, point = str(key).partition("@")
-    return (name, int(point)) if point.isdecimal() else (str(key), 0)
+def _place(key: str | int) -> tuple[str, int]:
+    if isinstance(key, int):
+        return "", key
+    name, _, point = key.partition("@")
+    return (name, int(point)) if point.isdecimal() else (key, 0)
 
 
 def read_json(path: Path) -> Any:

@@ -4,7 +4,7 @@ import math
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,17 +149,18 @@ def _drive(engine, exam: Exam, batch: list[Request], number: int, point: int, la
         with limits.interrupting(deadline):
             replies = engine.generate(batch, bar)
         return arrivals.Driven(started, time.monotonic(), replies, np.zeros(len(replies)))
-    timeout_s = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
     with progress.counting(bar, len(batch)) as count:
         def ended(answer: Answer) -> None:
             answers.append(answer)
             if count:
                 count(answer)
-        if exam.load == "closed":
-            driver = arrivals.closed_loop(engine.answer, batch, point, timeout_s=timeout_s, ended=ended)
-        else:
-            driver = arrivals.open_loop(engine.answer, batch, schedule(exam, len(batch), number), timeout_s=timeout_s, ended=ended)
-        done = engine.run(driver, {"batch": len(batch), "closed": point, "burst": max(exam.concurrency, default=0)}.get(exam.load, 0))
+
+        def driver() -> Coroutine:
+            timeout_s = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+            if exam.load == "closed":
+                return arrivals.closed_loop(engine.answer, batch, point, timeout_s=timeout_s, ended=ended)
+            return arrivals.open_loop(engine.answer, batch, schedule(exam, len(batch), number), timeout_s=timeout_s, ended=ended)
+        done = engine.run(driver, {"batch": len(batch), "closed": point}.get(exam.load, 0))
     if not done.complete:
         raise TimeoutError(limits.UP)
     return done

@@ -3,7 +3,8 @@
 Output tok/s = output tokens / makespan (first scheduled arrival to the last answer in hand).
 TTFT = first token - scheduled arrival. TPOT = (last token - first token) / (output tokens - 1).
 E2E = last token - scheduled arrival. ITL = gaps between streamed tokens. Per-request tok/s = output tokens / E2E.
-Percentiles are taken within a repetition, never over pooled repetitions.
+Percentiles are taken within a repetition, never over pooled repetitions. The connections of a batch to its servers, and those that a closed
+loop begins with, are open before the first arrival.
 """
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -100,7 +100,7 @@ def facts_of(text: str) -> Facts:
     config = config | (config.get("text_config") or {})
     heads = config.get("num_attention_heads") or config.get("n_head") or 0
     return Facts(heads, config.get("num_key_value_heads") or heads, config.get("max_position_embeddings") or config.get("n_positions") or 0,
-                 any(config.get(name) for name in EXPERTS))
+                 any(isinstance(count := config.get(name), int) and count > 1 for name in EXPERTS))
 
 
 def window(exam: Exam, folder: Path) -> int:

@@ -1,6 +1,7 @@
 """What a kernel has started ends with it, however it ends."""
 import os
 import subprocess
+import threading
 
 # Waits at a pipe that the kernel alone holds open. Who is interrupted is the kernel.
 GUARD = "trap '' INT; read -r _; kill -KILL 0"
@@ -16,5 +17,8 @@ def end_with_this_process() -> None:
     if os.getpgrp() != os.getpid():
         return
     reading, _ = os.pipe()  # the other end is closed by the end of this process alone, and no program that it starts inherits it
-    subprocess.Popen(["/bin/sh", "-c", GUARD], stdin=reading, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    guard = subprocess.Popen(["/bin/sh", "-c", GUARD], stdin=reading, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     os.close(reading)
+    # A kernel that ends in order terminates its children and waits until they are gone, which one that nobody waits for never is:
+    # it would be killed, before its own `atexit`.
+    threading.Thread(target=guard.wait, daemon=True).start()

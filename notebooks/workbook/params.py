@@ -93,7 +93,7 @@ class Exam(Section):
     max_tokens: int = Field(64, ge=0, description="upper limit of an answer; 0: the subject's own lengths (sharegpt, random)")
     ignore_eos: bool = Field(False, description="generate to the limit: speed exams")
     seed: int = Field(0, ge=0, description="seed of the prompts and of the sampling")
-    load: Literal["batch", "closed", "poisson", "gamma", "burst"] = Field("batch", description="how requests arrive: all at once; so many always under way; at a rate; or so many at a time (those due at once find their connections to a server open)")
+    load: Literal["batch", "closed", "poisson", "gamma", "burst"] = Field("batch", description="how requests arrive: all at once; so many always under way; at a rate; or so many at a time (those of a batch, and the first of a closed loop, find their connections to a server open)")
     concurrency: list[Annotated[int, Field(ge=1)]] = Field([], description="one size or several, measured one after the other (a sweep). batch: sizes of the batches, the last with every request (empty: only that); closed: requests under way; burst: requests in a burst")
     request_rate: float = Field(0.0, ge=0, description="requests a second, on average (loads poisson, gamma, burst)")
     burstiness: float = Field(1.0, gt=0, description="shape of the gaps (load gamma): 1 is Poisson, less is burstier, more is more even")

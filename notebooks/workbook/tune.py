@@ -11,6 +11,8 @@ from workbook.statuses import exit_code
 from workbook.sweeps import COMBINED, UNTUNED
 from workbook.tuning import Tuning
 
+NAMES = {"visit": "the machine's boot"}
+
 
 def take(run: str, rounds: int = 1, only: str = "", overrides: Written | None = None, strict: bool = False) -> int:
     """Visit every setting of a run's sweep, then those that help together, and write the page; returns the exit code: 0,
@@ -44,12 +46,12 @@ def go_on(run: str, strict: bool = False) -> int:
         BadInput: before any visit: there is none, this machine cannot take the run, or it, its boot, the packages or the code are others
             than those of the visits that were made, so that what differs would not be the settings alone.
     """
-    found = tuning.read(run)
-    platforms.require(found.untuned)
-    models.resolve(found.untuned)
-    if other := _other(found):
-        raise BadInput(f"run '{run}' cannot be tuned on from where it stopped: {'; '.join(other)}; expected what its visits had, or make tune RUN={run} without ADD=1, which begins anew")
     with Reports():
+        found = tuning.read(run)
+        platforms.require(found.untuned)
+        models.resolve(found.untuned)
+        if other := _other(found):
+            raise BadInput(f"run '{run}' cannot be tuned on from where it stopped: {'; '.join(other)}; expected what its visits had, or make tune RUN={run} without ADD=1, which begins anew")
         made = {v.name for v in found.visits if v.problem != visit.INTERRUPTED}
         for folder in sorted((paths.tune_folder(run) / "visits").glob("*")):
             if folder.name not in made:
@@ -65,10 +67,9 @@ def _other(found: Tuning) -> list[str]:
     if not first:
         return []
     now = platforms.describe(found.untuned)
-    moved = [f"{what} was {first[key]} and is {now[key]}" for key, what in (("platform", "the platform"), ("visit", "the machine's boot"), ("driver", "the driver"))
-             if first[key] != now[key]]
-    moved += [f"package {name} was {first['packages'].get(name, 'not there')} and is {now['packages'].get(name, 'not there')}"
-              for name in sorted({*first["packages"], *now["packages"]}) if first["packages"].get(name) != now["packages"].get(name)]
+    was, now_is = ({key: machine.get(key) for key in ("platform", "gpus", "cpu", "visit", "driver")} | machine["packages"] | {"uncommitted changes": machine["git"]["dirty"]}
+                   for machine in (first, now))
+    moved = [f"{NAMES.get(key, key)} was {was.get(key)} and is {now_is.get(key)}" for key in {**was, **now_is} if was.get(key) != now_is.get(key)]
     then, here = first["git"]["commit"], now["git"]["commit"]
     return moved + [f"the commit was {then[:7]} and is {here[:7]}"] * (then != here and not platforms.same_code(then, here))
 
@@ -118,7 +119,9 @@ def progress(found: Tuning, name: str) -> str:
 def combine(run: str) -> bool:
     """Plan the settings that help as one more, `combined`, if several do and go together; returns whether it is."""
     found = tuning.read(run)
-    names = [name for name in found.faster if name != COMBINED]
+    if COMBINED in found.settings:  # planned before a cut; with one setting more its confidence would be another, and so might its members
+        return False
+    names = found.faster
     made = sweeps.combined(found.untuned, [found.settings[name] for name in names])
     if not made:
         return False

@@ -1,7 +1,7 @@
 """The async engine: `AsyncLLM`, which sends each request by itself and can run data parallel."""
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from workbook.engines.base import Answer, LocalEngine, Request, answer, printing_to, wait_for_memory
@@ -38,7 +38,7 @@ class AsyncEngine(LocalEngine):
             if found := self._replica_of.pop(finished.request_id, None):
                 found.set_result(core)
 
-    def run(self, work: Coroutine, at_once: int = 0) -> Any:
+    def run(self, work: Callable[[], Coroutine], at_once: int = 0) -> Any:
         """Run a load on the engine's loop, however many of its requests are due at once.
 
         Raises:
@@ -46,7 +46,7 @@ class AsyncEngine(LocalEngine):
         """
         from vllm.v1.engine.exceptions import EngineDeadError
         try:
-            return self._run(work)
+            return self._run(work())
         except BaseException as error:
             if isinstance(error, EngineDeadError) or isinstance(error, BaseExceptionGroup) and error.subgroup(EngineDeadError):
                 raise self._died("its process ended without a word (killed, or out of memory)") from None

@@ -2,7 +2,7 @@
 import asyncio
 import itertools
 import math
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import httpx
@@ -62,14 +62,14 @@ class HttpEngine:
         if exam.engine == "endpoint":
             self._sampling, self._token_ids = self._taken(sampling(exam))
 
-    def run(self, work: Coroutine, at_once: int = 0) -> Any:
+    def run(self, work: Callable[[], Coroutine], at_once: int = 0) -> Any:
         """Run a load on an event loop; its `answer` calls reach the servers, over connections that are open before it begins where so
         many of its requests are due at once."""
         async def with_clients() -> Any:
             self._clients = [client.Client(url, timeout_s=self._exam.timeout_s, stall_s=self._stall_s, token_ids=self._token_ids) for url in self._urls]
             try:
                 await asyncio.gather(*(c.open(math.ceil(at_once / len(self._urls))) for c in self._clients))
-                return await work
+                return await work()
             finally:
                 await asyncio.gather(*(c.close() for c in self._clients))
         return arrivals.run(with_clients())

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class ServerEngine(HttpEngine):
             raise
         self.load_s = time.monotonic() - began
 
-    def run(self, work: Coroutine, at_once: int = 0) -> Any:
+    def run(self, work: Callable[[], Coroutine], at_once: int = 0) -> Any:
         """Run a load, as `HttpEngine.run`.
 
         Raises:
