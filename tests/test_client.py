@@ -187,7 +187,7 @@ def test_connections_for_many_requests_at_once_are_opened_as_the_server_takes_th
         replies = await asyncio.gather(*(one.complete(request()) for _ in range(100)))
         await one.close()
         return idle, [reply.error for reply in replies], max(reply.sent for reply in replies if reply.sent) - began
-    with slow_to_take(backlog=12, every_s=0.02) as url:
+    with slow_to_take(backlog=12, every_s=0.1) as url:
         idle, errors, last_sent = arrivals.run(main())
     if ahead:
         assert idle == 100 and set(errors) == {""} and last_sent < 0.9

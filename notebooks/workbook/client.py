@@ -38,8 +38,8 @@ NEW_S = 20.0
 """The same of one that was never used, which servers give longer for its first request (some 30 s, vLLM any time)."""
 
 AT_ONCE = 500
-"""Connections that are opened before the server has taken the last of them: its kernel holds so many more (2,048 for vLLM, 511 for
-nginx), drops what comes on top, to be sent again a second later, and resets some of it."""
+"""Connections that are opened before the server is known to have taken them: its kernel holds a number that its process has not
+taken yet (2,048 for vLLM, 511 for nginx), drops what comes on top, to be sent again a second later, and resets some of it."""
 OPEN_S = 15.0
 """Seconds for opening them: less than `NEW_S`, and than what `limits` leaves a pass that is over its time."""
 
@@ -226,9 +226,9 @@ class Client:
         self.address = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
         self.tls = ssl.create_default_context() if parts.scheme == "https" else None
         authorization = f"Authorization: Bearer {self.key}\r\n" if self.key else ""
-        self.head = (f"POST {parts.path}/v1/completions HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}\r\nAccept: text/event-stream\r\n"
-                     f"Content-Type: application/json\r\n{authorization}Content-Length: ").encode()
-        self.knock = f"GET {parts.path}/v1/models HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}\r\n{authorization}Content-Length: ".encode()
+        rest = f"Host: {parts.netloc.rpartition('@')[2]}\r\n{authorization}Content-Length: "  # the number follows, then the body
+        self.head = f"POST {parts.path}/v1/completions HTTP/1.1\r\nAccept: text/event-stream\r\nContent-Type: application/json\r\n{rest}".encode()
+        self.knock = f"GET {parts.path}/v1/models HTTP/1.1\r\n{rest}".encode()
         self.fixed = {"stream": True, "stream_options": {"include_usage": True}} | ({"return_token_ids": True} if token_ids else {})
         self.idle: list[_Connection] = []
         limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)

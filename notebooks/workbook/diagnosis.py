@@ -75,9 +75,10 @@ def diagnose(e: Evidence) -> tuple[str, str]:
     busy = f"{e.device} {e.busy_pct:.0f} % busy" if isfinite(e.busy_pct) else f"how busy the {e.device} was is not known"
     if isfinite(e.busy_pct) and e.together > 1:
         busy += f" (of every {e.together} that work as one the least busy: the others wait for it inside their kernels)"
-    under_way = f"{e.in_flight:,.{int(e.in_flight < 100)}f} requests under way on average" + (f", of {e.slots:,} that may run at once" if e.slots else "")
+    count = f"{e.in_flight:,.1f}" if e.in_flight < 100 else f"{e.in_flight:,.0f}"
+    under_way = f"{count} requests under way on average" + (f", of {e.slots:,} that may run at once" if e.slots else "")
     if e.in_flight > e.slots > 0:
-        under_way = f"{e.in_flight:,.{int(e.in_flight < 100)}f} requests sent and not answered on average, {e.slots:,} of which may run at once"
+        under_way = f"{count} requests sent and not answered on average, {e.slots:,} of which may run at once"
     waits = [f"requests wait for the scheduler {e.queue_pct:.0f} % of their time"] * isfinite(e.queue_pct)
     hosts = _processes(e) if max((share for _, share in e.processes), default=0.0) >= CORE_PCT else []
     said = {

@@ -3,8 +3,7 @@
 Output tok/s = output tokens / makespan (first scheduled arrival to the last answer in hand).
 TTFT = first token - scheduled arrival. TPOT = (last token - first token) / (output tokens - 1).
 E2E = last token - scheduled arrival. ITL = gaps between streamed tokens. Per-request tok/s = output tokens / E2E.
-Percentiles are taken within a repetition, never over pooled repetitions. The connections of a batch to its servers, and those that a closed
-loop begins with, are open before the first arrival.
+Percentiles are taken within a repetition, never over pooled repetitions.
 """
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ METRICS = {
     "goodput_s": Metric("requests/s", "higher", "requests within every limit of `slo` / makespan"),
     "request_tok_s_p50": Metric("tok/s", "higher", "median of output tokens / E2E of a request"),
     **{f"{name}_p{q}_ms": Metric("ms", "lower", f"{'median' if q == 50 else f'{q}th percentile'} of the {what}") for name, what in TIMES.items() for q in PERCENTILES},
-    "makespan_s": Metric("s", "lower", "first scheduled arrival to the last answer in hand"),
+    "makespan_s": Metric("s", "lower", "first scheduled arrival to the last answer in hand; the connections of a batch, or that a closed loop begins with, are open before it"),
     "straggler_pct": Metric("%", "lower", "of the time to the last token of all, how long the replicas on average had nothing left to do; where there are several"),
     "acceptance_pct": Metric("%", "higher", "accepted / drafted tokens of speculative decoding, where there is any"),
     "preemptions": Metric("requests", "lower", "times a running request was put back for want of KV cache"),
