@@ -303,6 +303,22 @@ def test_an_interruption_keeps_what_is_there(tiny):
     assert (result["status"], result["sentence"]) == ("INVALID", "visit 01-a: interrupted")
 
 
+def test_a_visit_ends_with_an_experiment_that_is_killed(tiny):
+    """It would write into the folder of the visit that is made in its place."""
+    with scripted_server.running({"gap": 0.2}) as server:
+        run = subprocess.Popen(command("ab", "tiny", "--set", f"endpoint={server.url}"), env=environment(), stderr=subprocess.PIPE, text=True)
+        for line in run.stderr:
+            if "Controls" in line:
+                break
+        tree = psutil.Process(run.pid).children(recursive=True)
+        run.kill()
+        run.wait()
+        assert any("workbook.visit" in p.cmdline() for p in tree if p.is_running())
+        gone, alive = psutil.wait_procs(tree, timeout=60)
+    assert not alive, [p.cmdline() for p in alive]
+    run.stderr.close()
+
+
 @pytest.mark.engine
 @pytest.mark.timeout(1500)
 def test_a_slower_server_fails_and_a_broken_one_is_invalid(tiny, workbook):

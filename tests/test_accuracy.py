@@ -2,6 +2,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -159,6 +160,13 @@ def test_the_same_accuracy_drawn_anew_falls_seldom(share):
     rng = np.random.default_rng(5)
     fell = sum(accuracy.compare(*(rng.random((2, 400, 4)) < share)).status == "REGRESSED" for _ in range(300))
     assert fell <= 8
+
+
+def test_a_sequence_that_is_kept_has_a_token():
+    """A prompt of one token less than the window leaves no room to read an answer: its drift would be the mean of nothing."""
+    rows = pd.DataFrame({"sample": [0, 0, 1], "prompt_token_ids": [[1] * 7, [1] * 6, [1]], "token_ids": [[5], [5, 6], [5]]})
+    assert drift.sequences(None, rows, longest=8) == [{"prompt_token_ids": [1] * 6, "token_ids": [5]}]
+    assert drift.sequences(None, rows.head(1), longest=8) == []
 
 
 def test_drift_is_the_mean_difference_of_each_sequence():

@@ -310,7 +310,7 @@ def test_answers_that_are_the_goldens_own_are_not_held_against_it(exam):
 def test_a_session_whose_answers_are_worse_is_not_added(exam):
     """The candidate keeps those of its first session, so nobody would see it later."""
     first, worse, same = candidate(exam), candidate(exam, right=0.1), candidate(exam, scaled(0.5))
-    assert candidates.worse(same, first) == [] and [said[:20] for said in candidates.worse(worse, first)] == ["accuracy -40.0 points"[:20]]
+    assert candidates.worse(same, first, exam) == [] and [said[:20] for said in candidates.worse(worse, first, exam)] == ["accuracy -40.0 points"[:20]]
 
 
 def test_loops_in_the_added_sessions_are_not_lost_among_the_others(exam, folders):

@@ -27,6 +27,16 @@ def test_the_rule_of_the_goldens_holds_between_two_runs(folders, capsys, values,
     assert "packages.vllm: 1 -> 2" in said
 
 
+def test_drawn_answers_take_more_to_be_worse(folders):
+    """As in a run's own verdict: at one sample a question p < .05 for greedy answers, p < .01 for drawn ones, and for those of whom it is not known."""
+    stored("before", (100.0, 101.0, 99.0))
+    stored("after", (100.0, 101.0, 99.0))
+    (a, exam), (b, _) = diffs.load("before"), diffs.load("after")
+    a, b = (x.model_copy(update={"correct": [[i >= wrong] for i in range(40)]}) for x, wrong in ((a, 0), (b, 6)))  # p = 1 / 64
+    judged = [diffs.compare(a, b, of)[2] for of in (exam.model_copy(update={"temperature": 0.0}), exam.model_copy(update={"temperature": 1.0}), None)]
+    assert judged == ["REGRESSED", "PASSED", "PASSED"]
+
+
 def test_a_run_is_not_called_a_golden(folders, capsys):
     """Whatever judges: the gates, a band, the machine, the answers."""
     band = {"rule": "band", "low": 0.9, "high": 1.2}

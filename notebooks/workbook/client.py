@@ -32,8 +32,8 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 STALL_S = 60.0
 """Seconds without a byte after which an answer that has begun has failed."""
 
-IDLE_S = 2.0
-"""Seconds after which an idle connection is not used again: servers close theirs after some (vLLM after 5)."""
+IDLE_S = 1.0
+"""Seconds after which an idle connection is not used again: servers close theirs after some (gunicorn after 2, vLLM after 5)."""
 NEW_S = 20.0
 """The same of one that was never used, which servers give longer for its first request (some 30 s, vLLM any time)."""
 
@@ -240,17 +240,24 @@ class Client:
         is not open after `OPEN_S` is left to the requests, which say why."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(OPEN_S):
-                for first in range(0, count, AT_ONCE):
-                    failed = await asyncio.gather(*(self._open() for _ in range(first, min(first + AT_ONCE, count))), return_exceptions=True)
-                    if any(failed):
+                while count > 0:
+                    wave = min(AT_ONCE, count)
+                    failed = await asyncio.gather(*(self._open() for _ in range(wave)), return_exceptions=True)
+                    count -= wave
+                    if any(failed) or not count or not (last := self._reusable()):
                         return
-                    if first + AT_ONCE < count:  # A server takes connections in turn: its answer on the last says that it has taken them all.
-                        if not (last := self._reusable()):
-                            return
-                        await self._ask(last, self.knock, b"", Reply())
+                    # A server takes connections in turn: its answer on the last says that it has taken them all. That one has been used
+                    # then, so that the server soon closes it: another takes its place.
+                    await self._ask(last, self.knock, b"", Reply())
+                    self._drop(last)
+                    count += 1
 
     async def _open(self) -> None:
         self.idle.append(await self._connect())
+
+    def _drop(self, connection: _Connection) -> None:
+        connection.transport.abort()
+        self.idle = [kept for kept in self.idle if kept is not connection]
 
     async def complete(self, request: Request) -> Reply:
         """Send one request and wait for its reply, good or not."""

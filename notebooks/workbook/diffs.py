@@ -10,8 +10,8 @@ from workbook.params import Exam, Gate
 from workbook.statuses import overall
 
 
-def load(what: str) -> tuple[goldens.Golden, dict[str, Gate]]:
-    """A stored run, and the gates it had.
+def load(what: str) -> tuple[goldens.Golden, Exam | None]:
+    """A stored run, and its exam; None of a golden, which does not keep it.
 
     Args:
         what: name of a run in `reports/runs/`, the folder of one (in `reports/history/`, or copied from elsewhere),
@@ -22,21 +22,22 @@ def load(what: str) -> tuple[goldens.Golden, dict[str, Gate]]:
     """
     named, given = paths.run_folder(what), Path(what)
     if given.is_file():
-        return goldens.read(given), {}
+        return goldens.read(given), None
     folder = next((f for f in (named, given) if f.is_dir()), None)
     if folder is None:
         raise BadInput(f"'{what}' is no stored run; expected a name in {named.parent}, a run's folder, or a golden's file")
     if not (folder / "session.json").exists():
         said = files.read_json(folder / "result.json").get("sentence", "") if (folder / "result.json").exists() else "it did not get to its comparison"
         raise BadInput(f"{folder}: holds no valid session ({said}); expected a run that is complete")
-    return goldens.read(folder / "session.json"), Exam(**files.read_json(folder / "run.json")["params"]).gates
+    return goldens.read(folder / "session.json"), Exam(**files.read_json(folder / "run.json")["params"])
 
 
-def compare(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> tuple[list[str], pd.DataFrame, str]:
+def compare(a: goldens.Golden, b: goldens.Golden, exam: Exam | None = None) -> tuple[list[str], pd.DataFrame, str]:
     """Hold run b against run a.
 
     Args:
-        gates: what is judged; if empty, the throughput that stands for the run.
+        exam: of one of them: what is judged, or if it has no gates the throughput that stands for the run, and whether answers are
+            drawn; where it is not known they may be.
 
     Returns:
         Sentences, each with its status, in which run a is called A; the medians of all metrics of both, a row each; the status over all.
@@ -47,11 +48,11 @@ def compare(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> tup
     for part, what in (("work", "other parameters"), ("prompts", "other prompts")):
         if getattr(a.key, part) != getattr(b.key, part):
             raise BadInput(f"'{a.run}' of {a.recorded[0]} and '{b.run}' of {b.recorded[0]} do not compare: they ran with {what}")
-    gates = gates or {metrics.headline(b.metrics): Gate()}
+    gates = (exam and exam.gates) or {metrics.headline(b.metrics): Gate()}
     gated = results.judge_speed(gates, a, {name: samples.sessions for name, samples in b.metrics.items()}, _machine(a, b, gates))
     parts = [(judged["status"], judged["sentence"]) for judged in gated.values()]
     if a.correct is not None and b.correct is not None and goldens.same_scorer(a, b.scorer):
-        drop = accuracy.compare(np.array(a.correct, dtype=bool), np.array(b.correct, dtype=bool))
+        drop = accuracy.compare(np.array(a.correct, dtype=bool), np.array(b.correct, dtype=bool), sampled=not exam or exam.temperature > 0)
         parts.append((drop.status, f"accuracy {np.mean(b.correct):.1%}, {drop.sentence}"))
     lengths = b.lengths and quality.judge_lengths(np.array(b.lengths), a)
     parts += [(found["status"], found["sentence"]) for found in (quality.judge_rates(quality.tallies(b), a), lengths) if found and found["status"] != "NO_GOLDEN"]
@@ -82,8 +83,8 @@ def _medians(a: goldens.Golden, b: goldens.Golden) -> pd.DataFrame:
 
 def report(one: str, other: str) -> tuple[str, str]:
     """The text of a comparison of two stored runs, and its status. Raises BadInput as `load` and `compare`."""
-    (a, before), (b, gates) = load(one), load(other)
-    sentences, table, status = compare(a, b, gates or before)
+    (a, before), (b, exam) = load(one), load(other)
+    sentences, table, status = compare(a, b, exam or before)
     lines = [f"A  {one}  ({a.run}, {a.key.platform}, {len(a.recorded)} sessions from {a.recorded[0]})",
              f"B  {other}  ({b.run}, {b.key.platform}, {len(b.recorded)} sessions from {b.recorded[0]})", "", *sentences]
     if a.key.platform != b.key.platform:

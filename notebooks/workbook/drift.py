@@ -50,7 +50,8 @@ def sequences(golden: "Golden | None", generations: pd.DataFrame, longest: int) 
     if golden and golden.sequences:
         return [{"prompt_token_ids": s.prompt_token_ids, "token_ids": s.token_ids} for s in golden.sequences]
     # Cut, since vLLM takes no prompt as long as its window, and asking for the next token is part of reading one.
-    own = generations[(generations["sample"] == 0) & (generations.token_ids.str.len() > 0)].head(SEQUENCES)
+    room = longest - generations.prompt_token_ids.str.len() - 1
+    own = generations[(generations["sample"] == 0) & (generations.token_ids.str.len() > 0) & (room > 0)].head(SEQUENCES)
     return [{"prompt_token_ids": list(map(int, p)), "token_ids": list(map(int, a[:SEQUENCE_TOKENS]))[: longest - len(p) - 1]}
             for p, a in zip(own.prompt_token_ids, own.token_ids, strict=True)]
 

@@ -1,7 +1,12 @@
-"""What a kernel has started ends with it, however it ends."""
+"""What a process has started ends with it, however it ends."""
+import ctypes
 import os
+import signal
 import subprocess
 import threading
+
+PR_SET_PDEATHSIG = 1
+"""Of `linux/prctl.h`."""
 
 # Waits at a pipe that the kernel alone holds open. Who is interrupted is the kernel.
 GUARD = "trap '' INT; read -r _; kill -KILL 0"
@@ -22,3 +27,8 @@ def end_with_this_process() -> None:
     # A kernel that ends in order terminates its children and waits until they are gone, which one that nobody waits for never is:
     # it would be killed, before its own `atexit`.
     threading.Thread(target=guard.wait, daemon=True).start()
+
+
+def stop_with_parent() -> None:
+    """In a process that has just been forked: be told to stop (SIGTERM) when the one that started it ends, even if that was killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,5 +1,6 @@
 """What this machine is: accelerators, the platform's name, versions and the state of the checkout."""
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -244,20 +245,25 @@ def foreign_processes(exam: Exam) -> list[str]:
 def git(*words: str) -> str | None:
     """What git says about the checkout; None outside git, and where it fails."""
     try:
-        job = subprocess.run(["git", *words], cwd=paths.ROOT, capture_output=True, text=True, timeout=20)
+        job = subprocess.run(["git", *words], cwd=paths.ROOT, capture_output=True, text=True, errors="replace", timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return job.stdout.strip() if job.returncode == 0 else None
 
 
+TRACKED = ("--", ".", ":!goldens")
+"""Which files' changes count, as git takes it: no run depends on goldens for its speed."""
+
+
 def changed_files() -> list[str]:
-    """Tracked files with uncommitted changes, but for goldens, which no run depends on for its speed; empty outside git."""
-    return (git("diff", "--name-only", "HEAD", "--", ".", ":!goldens") or "").splitlines()
+    """Tracked files with uncommitted changes (of `TRACKED`); empty outside git."""
+    return (git("diff", "--name-only", "HEAD", *TRACKED) or "").splitlines()
 
 
 def git_state() -> dict[str, str | bool]:
-    """Commit of the checkout and whether it has uncommitted changes (`changed_files`); commit `unknown` outside git."""
-    return {"commit": git("rev-parse", "HEAD") or "unknown", "dirty": bool(changed_files())}
+    """Commit of the checkout, whether it has uncommitted changes (`changed_files`), and if so their hash; commit `unknown` outside git."""
+    changes = git("diff", "--no-ext-diff", "--no-color", "--full-index", "HEAD", *TRACKED) or ""
+    return {"commit": git("rev-parse", "HEAD") or "unknown", "dirty": bool(changes)} | ({"changes": hashlib.sha256(changes.encode()).hexdigest()[:12]} if changes else {})
 
 
 def same_code(commit: str | None, other: str | None) -> bool:

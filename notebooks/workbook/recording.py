@@ -38,10 +38,11 @@ def record(name: str, overrides: Written | None = None, sessions: int = candidat
         for number in range(1, sessions + 1):
             runner.say(f"\n{exam.run}: session {number} of {sessions}")
             session = _session(exam, f"{number - 1} of this recording are kept" if number > 1 else "", str(path) if candidate else "")
-            if candidate and (worse := candidates.worse(session, candidate)):
+            if candidate and (worse := candidates.worse(session, candidate, exam)):
                 raise _unrecorded(exam, f"its answers are worse than those of the sessions that it would be added to: {'; '.join(worse)}", f"{len(candidate.sessions)} in the candidate, are kept")
             candidate = goldens.merge(candidate, session) if candidate else session
-            candidate.problems = [] if candidates.shortage(candidate) else candidates.problems(candidate, exam)
+            # Of the exam as it is run, not as it is recorded: a run may have fewer repetitions, which show less.
+            candidate.problems = [] if candidates.shortage(candidate) else candidates.problems(candidate, exams.load(name))
             goldens.write(path, candidate)
     return candidate
 

@@ -11,6 +11,8 @@ import pandas as pd
 
 from workbook import answers
 
+SPACED = re.compile(r"[-−–+]?\s*\d{1,3}(?:\s\d{3})*(?:\.\d+)?")
+"""A number whose thousands may be parted by spaces, no-break ones too, as may its sign."""
 VERL_TAIL = 300
 """Characters of the answer that verl's scorer looks at, the last ones (verl/utils/reward_score/gsm8k.py)."""
 HASHES = re.compile(r"#### (\-?[0-9\.\,]+)")
@@ -52,8 +54,12 @@ def lm_eval_flexible(answer: str, gold: str) -> bool:
 
 
 def gold_values(gold: str) -> frozenset[Fraction]:
-    """Values of the right answer: of what is behind its `####`, or of all of it."""
-    return answers.stated(f"#### {gold.rpartition('####')[2].strip()}")
+    """Values of the right answer: of what is behind its `####`, or of all of it. There spaces may part thousands and follow
+    a sign, which in the text of an answer would be a list or a subtraction."""
+    right = gold.rpartition("####")[2].strip()
+    if SPACED.fullmatch(right):
+        right = "".join(right.split())
+    return answers.stated(f"#### {right}")
 
 
 def _verl_gold(gold: str) -> str:

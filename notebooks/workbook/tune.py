@@ -11,7 +11,7 @@ from workbook.statuses import exit_code
 from workbook.sweeps import COMBINED, UNTUNED
 from workbook.tuning import Tuning
 
-NAMES = {"visit": "the machine's boot"}
+NAMES = {"visit": "the machine's boot", "changes": "what is not committed"}
 
 
 def take(run: str, rounds: int = 1, only: str = "", overrides: Written | None = None, strict: bool = False) -> int:
@@ -67,11 +67,15 @@ def _other(found: Tuning) -> list[str]:
     if not first:
         return []
     now = platforms.describe(found.untuned)
-    was, now_is = ({key: machine.get(key) for key in ("platform", "gpus", "cpu", "visit", "driver")} | machine["packages"] | {"uncommitted changes": machine["git"]["dirty"]}
+    was, now_is = ({key: machine.get(key) for key in ("platform", "gpus", "cpu", "visit", "driver")} | machine["packages"] | {"changes": _changes(machine["git"])}
                    for machine in (first, now))
     moved = [f"{NAMES.get(key, key)} was {was.get(key)} and is {now_is.get(key)}" for key in {**was, **now_is} if was.get(key) != now_is.get(key)]
     then, here = first["git"]["commit"], now["git"]["commit"]
     return moved + [f"the commit was {then[:7]} and is {here[:7]}"] * (then != here and not platforms.same_code(then, here))
+
+
+def _changes(git: dict) -> str:
+    return f"changes of hash {git.get('changes', 'unknown')}" if git["dirty"] else "nothing"
 
 
 def _history(run: str) -> Path:

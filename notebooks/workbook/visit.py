@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from workbook import degeneration, exams, executor, files, models, pages, paired, params, paths, runner, runs, tokens
+from workbook import degeneration, exams, executor, files, models, orphans, pages, paired, params, paths, runner, runs, tokens
 from workbook.params import Exam
 
 INTERRUPTED = "interrupted"
@@ -21,11 +21,13 @@ INTERRUPTED = "interrupted"
 def make(folder: Path, exam: Exam, python: str = sys.executable) -> None:
     """Make a visit, and leave its outcome in `folder`, whatever becomes of its process.
 
-    An interruption is an outcome too, and is raised again.
+    An interruption is an outcome too, and is raised again. Where this process is killed the visit ends as if interrupted:
+    it would write into the folder of the one that is made in its place.
     """
     files.write_text(folder / "params.yaml", exams.flat(exam))
     try:
-        done = subprocess.run([python, "-m", "workbook.visit", str(folder)], env=paths.child_environment() | {"GOLDBOOK_REPORTS": str(folder)})
+        done = subprocess.run([python, "-m", "workbook.visit", str(folder)], env=paths.child_environment() | {"GOLDBOOK_REPORTS": str(folder)},
+                              preexec_fn=orphans.stop_with_parent)
     except KeyboardInterrupt:
         files.write_json(folder / paired.OUTCOME, {"problem": INTERRUPTED})
         raise

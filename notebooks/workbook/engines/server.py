@@ -1,7 +1,6 @@
 """The server engine: vLLM's OpenAI-compatible servers, started on loopback for a run and stopped after it."""
 import atexit
 import contextlib
-import ctypes
 import json
 import os
 import resource
@@ -17,7 +16,7 @@ from typing import Any
 import httpx
 import psutil
 
-from workbook import limits, models, paths, platforms
+from workbook import limits, models, orphans, paths, platforms
 from workbook.engines.base import EngineDied, chosen_attention, engine_args, environment, last_error, wait_for_memory
 from workbook.engines.http import HttpEngine
 from workbook.params import Exam
@@ -31,7 +30,6 @@ FAULTS = {"PYTHONFAULTHANDLER": "1"}
 """A server that crashes in native code leaves the Python it was in in its log."""
 OPEN = {"VLLM_API_KEY": ""}
 """The key of somebody's own server, left in the environment, would shut this run's client out."""
-PR_SET_PDEATHSIG = 1
 
 
 class ServerEngine(HttpEngine):
@@ -94,7 +92,7 @@ class ServerEngine(HttpEngine):
             words += ["--lora-modules", f"{adapter.name}={adapter.folder}"]
         with self._log.open("a") as log:
             self._processes.append(subprocess.Popen(words, env=paths.child_environment() | OPEN | FAULTS | environment(exam) | placement(exam, index), stdin=subprocess.DEVNULL,
-                                                    stdout=log, stderr=log, preexec_fn=_die_with_parent))
+                                                    stdout=log, stderr=log, preexec_fn=_prepare))
         return f"http://127.0.0.1:{port}"
 
     def _wait_until_ready(self, urls: list[str], deadline: float) -> None:
@@ -203,7 +201,7 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def _die_with_parent() -> None:
-    """In the new process: be told to stop when the one that started it ends, however that happens; leave no core file."""
+def _prepare() -> None:
+    """In the new process: `orphans.stop_with_parent`, and leave no core file."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    orphans.stop_with_parent()
