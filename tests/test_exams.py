@@ -79,7 +79,8 @@ def test_two_files_with_the_same_run(write):
 
 def test_a_missing_run_names_the_nearest(write):
     write("run: smoke\n", "smoke.yaml")
-    assert sentence("smok") == "params/smok.yaml: no such run; expected one of smoke; did you mean 'smoke'?"
+    assert sentence("") == "RUN is missing; expected one of smoke"
+    assert sentence("smok") == "params/smok.yaml: no such run; did you mean 'smoke'?"
 
 
 # -- variants and overrides ---------------------------------------------------------------------

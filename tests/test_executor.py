@@ -75,13 +75,19 @@ def test_what_a_notebook_started_is_ended(tmp_path):
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
-def test_what_a_notebook_started_does_not_outlive_a_runner_that_is_killed(tmp_path):
-    """Though the kernel leaves without a word to what it started, as vLLM's engine core is, and that ignores SIGTERM and SIGINT."""
+@pytest.mark.parametrize("plain", [False, True], ids=["our runner", "plain papermill"])
+def test_what_a_notebook_started_does_not_outlive_a_runner_that_is_killed(tmp_path, plain):
+    """Though the kernel leaves without a word to what it started, as vLLM's engine core is, and that ignores SIGTERM and SIGINT.
+    Under plain papermill it is the start of an engine that sees to it; here an endpoint where nobody is."""
     child = "import signal, time; [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGTERM, signal.SIGINT)]; print('up', flush=True); time.sleep(600)"
     start = (f"import os, subprocess, sys, time\nchild = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\nchild.stdout.readline()\n"
              f"open({str(tmp_path / 'scratch')!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\nos.rename({str(tmp_path / 'scratch')!r}, {str(tmp_path / 'pids')!r})\ntime.sleep(600)")
-    source, script = notebook(tmp_path / "in.ipynb", "x = 1", start), tmp_path / "run.py"
-    script.write_text(f"from workbook import executor; from pathlib import Path\nexecutor.adopt_orphans()\n"
+    endpoint = ("from pathlib import Path\nfrom workbook import engines, params\nfrom workbook.errors import BadInput\n"
+                "exam = params.check({'run': 'x', 'engine': 'endpoint', 'endpoint': 'http://127.0.0.1:9'})\n"
+                "try:\n    engines.start(exam, Path(), Path())\nexcept BadInput:\n    pass")
+    source, script = notebook(tmp_path / "in.ipynb", "x = 1", *[endpoint] * plain, start), tmp_path / "run.py"
+    script.write_text(f"import papermill\npapermill.execute_notebook({str(source)!r}, {str(tmp_path / 'out.ipynb')!r}, progress_bar=False)" if plain else
+                      f"from workbook import executor; from pathlib import Path\nexecutor.adopt_orphans()\n"
                       f"executor.execute(Path({str(source)!r}), Path({str(tmp_path / 'out.ipynb')!r}), {{}}, timeout_s=60, label='t')")
     from conftest import environment
     with subprocess.Popen([sys.executable, str(script)], env=environment(), stderr=subprocess.DEVNULL) as job:

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from workbook import candidates, files, goldens, machine, metrics, params, results, suspects
+from workbook import candidates, exams, files, goldens, machine, metrics, params, platforms, results, suspects
 from workbook.errors import BadInput
 from workbook.validity import Completeness
 
@@ -71,7 +71,7 @@ def test_another_key_is_no_golden(folders, changes, why):
 
 
 def test_without_any_golden(folders):
-    assert goldens.find("x", goldens.key_of(record()))[1] == f"no golden of 'x' for '{PLATFORM}'; no platform has one; make record and make bless make one"
+    assert goldens.find("x", goldens.key_of(record()))[1] == f"no golden of 'x' for '{PLATFORM}'; no platform has one; make record RUN=x and then make bless give it one"
 
 
 @pytest.mark.parametrize("damage, message", [
@@ -91,6 +91,15 @@ def test_a_damaged_golden_is_refused(folders, damage, message):
     path.write_text(damage(path.read_text()))
     with pytest.raises(BadInput, match=message):
         goldens.find("x", goldens.key_of(record()))
+
+
+def test_a_damaged_golden_is_refused_before_anything_starts(folders, workbook):
+    (folders / "params" / "tiny.yaml").write_text("run: tiny\nsubject: chain_sum\nnum_prompts: 2\n")
+    path = goldens.path_of(platforms.platform_id(exams.load("tiny")), "tiny")
+    path.parent.mkdir()
+    path.write_text('{"schema_version": ')
+    done = workbook("run", "tiny")
+    assert done.returncode == 2 and done.stderr.startswith(f"goldbook: {path}: not readable as JSON") and not (folders / "reports" / "runs").exists()
 
 
 def test_a_golden_in_another_platforms_folder_is_no_golden(folders):
@@ -501,6 +510,8 @@ def test_the_metric_table_has_every_metric(folders):
     table["queue_p50_ms"] = table["output_tok_s"] | {"median": np.nan, "golden_median": np.nan, "sessions": [[np.nan]]}
     rows = results.medians(table, {"ttft_p50_ms": {"status": "PASSED"}})
     assert (rows.metric[0], rows.verdict[0]) == ("ttft_p50_ms", "PASSED") and set(rows.verdict[1:]) == {"reported only"} and "queue_p50_ms" not in set(rows.metric)
+    rows = results.medians(table, {}, ["ttft_p50_ms"])
+    assert (rows.metric[0], rows.verdict[0]) == ("ttft_p50_ms", "no golden"), "nothing to judge a gated one by"
     assert rows["change %"].dropna().map(lambda x: round(x, 1) == x).all()
 
 

@@ -145,7 +145,7 @@ def test_a_run_without_a_sweep(tiny):
     (tiny / "params" / "other.yaml").write_text("run: other\n")
     with pytest.raises(BadInput, match=r"^params/tune/other.yaml: no such sweep; expected the settings to try on 'other' \(there are sweeps of tiny\)$"):
         sweeps.load("other")
-    with pytest.raises(BadInput, match="params/tny.yaml: no such run; .* did you mean 'tiny'?"):
+    with pytest.raises(BadInput, match="params/tny.yaml: no such run; did you mean 'tiny'?"):
         sweeps.load("tny")
     with pytest.raises(BadInput, match="ROUNDS is 0; expected 1 or more"):
         tune.take("tiny", 0)

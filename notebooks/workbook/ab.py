@@ -50,6 +50,8 @@ def take(run: str, sets: dict[str, str], pythons: dict[str, str], pairs: int, ov
         plan = {side: {"set": sets[side], "python": found[side], "params": both[side].model_dump(mode="json")} for side in both}
         files.write_json(folder / paired.PLAN, {"run": run, "pairs": pairs, "started": runs.now(), "variants": plan})
         say(f"\n{run}: {both['a'].title}\n  {2 * pairs} visits, A B, B A and again; A: {sets['a'] or 'as written'}; B: {sets['b'] or 'as written'}")
+        if plan["a"]["params"] == plan["b"]["params"] and found["a"] == found["b"]:
+            say("  A and B are the same: what will differ is what this machine's noise makes of it")
         visit_all(paired.read(run))
         return report(run, strict)
 

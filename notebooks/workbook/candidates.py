@@ -220,10 +220,9 @@ def bless(run: str, reason: str, by: str, *, accept_regression: bool = False, te
     """
     if not reason.strip():
         raise BadInput("REASON is empty; expected a sentence that says why this becomes the golden")
-    path = path_of(run)
+    exam, path = exams.load(run), path_of(run)
     if not path.exists():
         raise BadInput(f"{path}: no candidate; expected `make record RUN={run}` first")
-    exam = exams.load(run)
     try:
         paths.goldens().mkdir(parents=True, exist_ok=True)
         with FileLock(paths.goldens() / ".lock", timeout=LOCK_TIMEOUT_S):

@@ -81,12 +81,16 @@ def _medians(a: goldens.Golden, b: goldens.Golden) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _counted(run: goldens.Golden) -> str:
+    return f"{len(run.recorded)} session{'' if len(run.recorded) == 1 else 's'}"
+
+
 def report(one: str, other: str) -> tuple[str, str]:
     """The text of a comparison of two stored runs, and its status. Raises BadInput as `load` and `compare`."""
     (a, before), (b, exam) = load(one), load(other)
     sentences, table, status = compare(a, b, exam or before)
-    lines = [f"A  {one}  ({a.run}, {a.key.platform}, {len(a.recorded)} sessions from {a.recorded[0]})",
-             f"B  {other}  ({b.run}, {b.key.platform}, {len(b.recorded)} sessions from {b.recorded[0]})", "", *sentences]
+    lines = [f"A  {one}  ({a.run}, {a.key.platform}, {_counted(a)} from {a.recorded[0]})",
+             f"B  {other}  ({b.run}, {b.key.platform}, {_counted(b)} from {b.recorded[0]})", "", *sentences]
     if a.key.platform != b.key.platform:
         lines.append("the two platforms differ: a change of speed may be theirs")
     lines += ["", table.to_string(index=False, float_format=lambda x: f"{x:,.4g}" if abs(x) < 1000 else f"{x:,.0f}")]

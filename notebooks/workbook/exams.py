@@ -52,7 +52,8 @@ def resolve(run: str, overrides: Written | None = None) -> Written:
     """
     path, variant = _file(run), run.partition("@")[2]
     if not path.is_file():
-        raise BadInput(f"params/{path.name}: no such run; expected one of {', '.join(names()) or 'none'}{nearest(run, names())}")
+        known = f"expected one of {', '.join(names()) or 'none'}"
+        raise BadInput(f"params/{path.name}: no such run{nearest(run, names()) or f'; {known}'}" if run else f"RUN is missing; {known}")
     source = source_of(path)
     written = read(path)
     if written.values.get("run") != path.stem:

@@ -184,7 +184,7 @@ def find(run: str, key: Key) -> tuple[Golden | None, str]:
         others = sorted(p.parent.name for p in paths.goldens().glob(f"*/{run}.json"))
         nearest = difflib.get_close_matches(key.platform, others, n=1, cutoff=0.0)
         known = f"the nearest with one is '{nearest[0]}'" if nearest else "no platform has one"
-        return None, f"no golden of '{run}' for '{key.platform}'; {known}; make record and make bless make one"
+        return None, f"no golden of '{run}' for '{key.platform}'; {known}; make record RUN={run} and then make bless give it one"
     golden = read(path)
     if golden.run != run:
         raise BadInput(f"{path}: key 'run' is '{golden.run}'; expected '{run}'")
@@ -197,6 +197,11 @@ def find(run: str, key: Key) -> tuple[Golden | None, str]:
     if not same_work(golden.key, key):
         return None, f"the golden of '{run}' for '{key.platform}' was recorded with other prompts"
     return golden, ""
+
+
+def require_readable(exam: params.Exam) -> None:
+    """Refuse a golden that the run would be held against and that `find` cannot take, before an engine starts. Raises BadInput as it does."""
+    find(exam.run, Key(platform=platforms.platform_id(exam), work=exam.work_hash(), prompts=""))
 
 
 def same_work(golden: Key, key: Key) -> bool:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import threading
+from functools import cache
 
 PR_SET_PDEATHSIG = 1
 """Of `linux/prctl.h`."""
@@ -12,8 +13,9 @@ PR_SET_PDEATHSIG = 1
 GUARD = "trap '' INT; read -r _; kill -KILL 0"
 
 
+@cache
 def end_with_this_process() -> None:
-    """Have a shell wait for this process's end and then kill its process group, of which it must be the leader, as a kernel is.
+    """Once: have a shell wait for this process's end and then kill its process group, of which it must be the leader, as a kernel is.
 
     A kernel whose runner was killed leaves at once (ipykernel looks for its parent every second), and vLLM's engine core, which waits for
     requests and not for its parent, would keep the GPU's memory for ever. A parent-death signal is no help: vLLM starts it, and not we.

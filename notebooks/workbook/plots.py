@@ -112,15 +112,18 @@ def telemetry(frame: pd.DataFrame, windows: list[tuple[float, float]]) -> Figure
               if any(c.endswith(suffix) for c in frame)]
     figure = Figure(figsize=(7.2, 0.8 + 1.6 * len(panels)), layout="constrained")
     start = frame.time.min()
+    measured = dict.fromkeys(c.removesuffix(f"_{suffix}") for suffix, _ in panels for c in frame if c.endswith(f"_{suffix}"))
+    look = {what: place for place, what in enumerate(measured)}  # one colour for a GPU in all panels
     for axes, (suffix, label) in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels):
         axes.spines[["top", "right"]].set_visible(False)
-        for column, marker in zip([c for c in frame if c.endswith(suffix)], cycle("os^Dv<>ph")):
-            axes.plot(frame.time - start, frame[column], marker=marker, ms=3, lw=1, markevery=0.1, label=column.removesuffix(f"_{suffix}").upper())
+        for what in (c.removesuffix(f"_{suffix}") for c in frame if c.endswith(suffix)):
+            axes.plot(frame.time - start, frame[f"{what}_{suffix}"], color=f"C{look[what]}", marker="os^Dv<>ph"[look[what] % 9], ms=3, lw=1, markevery=0.1, label=what.upper())
         for begin, end in windows:
             axes.axvspan(begin - start, end - start, color="0.92", zorder=0)
-        axes.set_ylim(0, 103 if suffix == "busy_pct" else None)
+        highest = frame.filter(like=suffix).max(axis=None)
+        axes.set_ylim(0, 103 if suffix == "busy_pct" else 1.05 * highest if highest > 0 else None)
         axes.set_ylabel(label)
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)  # inside it would cover what was measured
     axes.set_xlabel("seconds (measured repetitions shaded)" if windows else "seconds")
     figure.suptitle("The machine while the load ran", fontsize=10)
     return figure

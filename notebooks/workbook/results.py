@@ -1,5 +1,5 @@
 """`result.json`: everything one run found, in one file with a stable schema."""
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -264,12 +264,14 @@ def metric_table(by_repetition: pd.DataFrame, golden: goldens.Golden | None) -> 
     return table
 
 
-def medians(table: dict[str, dict], gated: dict[str, dict]) -> pd.DataFrame:
-    """The `metric_table` for a reader: what is gated comes first, and what neither side has not at all."""
+def medians(table: dict[str, dict], gated: dict[str, dict], gates: Collection[str] = ()) -> pd.DataFrame:
+    """The `metric_table` for a reader: what is gated (as judged, or of `gates` where there is nothing to judge by) comes first, and what
+    neither side has not at all."""
+    first = {name: "no golden" for name, row in table.items() if name in gates and row["sessions"]} | {name: judged["status"] for name, judged in gated.items()}
     rows = [{"metric": name, "unit": row["unit"], "better": row["direction"], "median": row["median"], "golden": row["golden_median"],
              "change %": round(100 * (row["median"] / row["golden_median"] - 1), 1) + 0.0 if row["golden_median"] and row["sessions"] else None,
-             "verdict": gated.get(name, {}).get("status", "reported only" if row["sessions"] else "missing here")}
-            for name, row in sorted(table.items(), key=lambda item: item[0] not in gated) if name in gated or pd.notna(row["median"]) or pd.notna(row["golden_median"])]
+             "verdict": first.get(name, "reported only" if row["sessions"] else "missing here")}
+            for name, row in sorted(table.items(), key=lambda item: item[0] not in first) if name in first or pd.notna(row["median"]) or pd.notna(row["golden_median"])]
     return pd.DataFrame(rows)
 
 

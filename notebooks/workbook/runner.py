@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from workbook import cards, exams, executor, files, models, pages, paths, platforms, runs, schemas, summary
+from workbook import cards, exams, executor, files, goldens, models, pages, paths, platforms, runs, schemas, summary
 from workbook.errors import BadInput
 from workbook.exams import Written
 from workbook.params import Exam
@@ -66,17 +66,23 @@ def run(name: str, overrides: Written | None = None, strict: bool = False) -> in
     """One run, or all variants of a file, and the summary; returns the exit code over them.
 
     Raises:
-        BadInput: as `exams.load`, or there is one run and this machine cannot take it.
+        BadInput: as `exams.load`, or there is one run and this machine cannot take it, or its golden cannot be read.
     """
     found = exams.select(name)
     if len(found) > 1:
         with Reports():
             return _report(_run_several(found, overrides), strict)
     exam = exams.load(found[0], overrides)
-    platforms.require(exam)
-    models.resolve(exam)
+    _require(exam)
     with Reports():
         return _report([run_one(exam)], strict)
+
+
+def _require(exam: Exam) -> None:
+    """What a run needs. Raises BadInput: this machine cannot take it, there is no such model, or its golden cannot be read."""
+    platforms.require(exam)
+    models.resolve(exam)
+    goldens.require_readable(exam)
 
 
 def run_one(exam: Exam) -> str:
@@ -85,8 +91,7 @@ def run_one(exam: Exam) -> str:
     try:
         if reason := platforms.unmet(exam):
             return _stop(exam.run, "SKIPPED", reason, exam)
-        platforms.require(exam)
-        models.resolve(exam)
+        _require(exam)
         runs.set_aside(exam.run)
         return _take(exam, runs.start(exam.run))
     except BadInput as error:

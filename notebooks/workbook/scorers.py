@@ -109,4 +109,4 @@ def disputed(scores: pd.DataFrame, names: list[str], rows: int = 10, tail: int =
     votes = scores[names]
     found = scores[votes.any(axis=1) & ~votes.all(axis=1)].head(rows)
     return pd.DataFrame({"gold": found.gold, "right by": [", ".join(n for n in names if row[n]) for _, row in found.iterrows()],
-                         "end of the answer": found.answer.str[-tail:]})
+                         "end of the answer": [f"…{text[-tail:]}" if len(text) > tail else text for text in found.answer]})

@@ -4,10 +4,11 @@ Every engine has `counters`, `kv_cache_peak`, `metrics_urls`, `window`, `attenti
 (`generate`); the others answer request by request (`answer`) in a load that they run on their event loop (`run`).
 Nothing outside this package imports vllm, and here only the start of an engine does.
 """
+import sys
 from pathlib import Path
 from typing import Any
 
-from workbook import models, platforms
+from workbook import models, orphans, platforms
 from workbook.engines.base import Answer, EngineDied, Request
 from workbook.params import Exam
 
@@ -15,7 +16,7 @@ __all__ = ["Answer", "EngineDied", "Request", "reader_args", "start", "start_rea
 
 
 def start(exam: Exam, model: Path, log: Path):
-    """Start the exam's engine.
+    """Start the exam's engine, which in a kernel ends with it, whoever started that: plain papermill and JupyterLab too.
 
     Args:
         exam: engine, its arguments and environment, and the sampling.
@@ -26,6 +27,7 @@ def start(exam: Exam, model: Path, log: Path):
         BadInput: an engine argument that vLLM does not know, vllm is not installed, or the endpoint does not answer.
         EngineDied: it did not start; the message is the last error in its log.
     """
+    _end_with_kernel()
     if exam.engine == "endpoint":
         from workbook.engines.http import HttpEngine
         return HttpEngine(exam, [exam.endpoint])
@@ -44,8 +46,15 @@ def start_reader(exam: Exam, model: Path, log: Path):
     model, since neither has to do with what the weights say. Nothing is timed, so without a GPU it shares this
     process, which starts in half the time. Raises as `start`."""
     from workbook.engines.offline import OfflineEngine
+    _end_with_kernel()
     own = exam.model_copy(update={"engine": "offline", "engine_args": reader_args(exam, model)})
     return OfflineEngine(own, model, log, in_process=True, of_server=exam.engine == "server")
+
+
+def _end_with_kernel() -> None:
+    kernels = sys.modules.get("ipykernel.kernelapp")
+    if kernels and kernels.IPKernelApp.initialized():  # a script of somebody's may share its process group with other programs
+        orphans.end_with_this_process()
 
 
 def reader_args(exam: Exam, model: Path) -> dict[str, Any]:
