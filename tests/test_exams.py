@@ -169,6 +169,11 @@ def test_a_mistake_that_was_corrected_is_forgotten(write, folders, monkeypatch):
     assert runner.run_all() == ["SKIPPED"]
     assert sorted(p.name for p in (folders / "reports" / "runs").iterdir()) == ["a@x", "elsewhere"]
     assert len(list((folders / "reports" / "history").glob("*/*/result.json"))) == 2
+    write("", "c.yaml")
+    assert runner.run_all() == ["INVALID", "SKIPPED"]
+    (folders / "params" / "c.yaml").unlink()
+    runner.summary_only()
+    assert not (folders / "reports" / "runs" / "c").exists(), "make report forgets it too"
 
 
 def test_variants_that_do_not_fit_are_skipped_with_the_reason(write, folders, monkeypatch):

@@ -165,6 +165,14 @@ def test_a_page_is_complete_and_fetches_nothing(tmp_path):
     assert fetched == []
 
 
+def test_a_page_leads_to_what_was_made_after_it(tmp_path):
+    before = page(tmp_path, [new_markdown_cell("# T\n\n<nav>another</nav>")])
+    for _ in range(2):
+        pages.link(tmp_path / "a.html", "b", "b.html")
+    added = '<b>a</b><a href="b.html">b</a></nav>'
+    assert (tmp_path / "a.html").read_text() == before.replace("<b>a</b></nav>", added)
+
+
 def test_the_headline_comes_first_and_scraps_are_dropped(tmp_path):
     last = new_code_cell("code_of_headline", metadata={"tags": ["headline", "hide-input"]},
                          outputs=[nbformat.v4.new_output("display_data", {"text/html": "<b>VERDICT</b>"}),

@@ -34,6 +34,15 @@ def write(notebook: Path, page: Path, title: str, nav: list[tuple[str, str]], *,
     files.write_text(page, body)
 
 
+def link(page: Path, name: str, address: str) -> None:
+    """Add a neighbour to the links of a page that was made before it, unless it has it."""
+    text = page.read_text()
+    links, end, rest = text.partition("</nav>")
+    added = f'<a href="{html.escape(address)}">{html.escape(name)}</a>'
+    if end and added not in links:
+        files.write_text(page, links + added + end + rest)
+
+
 def add_failure(notebook: Path, sentence: str, log: Path) -> None:
     """Put the cause of a failure at the top of an executed notebook, with the end of the engine's log folded away.
 

@@ -156,16 +156,19 @@ def summarize() -> str:
 def summary_only(strict: bool = False) -> int:
     """Rebuild the summary from the results there are; returns the exit code over them."""
     with Reports():
+        _set_aside_unknown()
         return _report(summary.statuses(summary.collect()), strict)
 
 
 def write_page(exam: Exam, stage: str, folder: Path) -> None:
-    """Make the HTML of a run's executed notebook, if there is one."""
+    """Make the HTML of a run's executed notebook, if there is one, and lead to it from those of the notebooks before it."""
     source = folder / f"{stage}.ipynb"
     if source.exists():
-        nav = [("← summary", "../../index.html")]
-        nav += [(s, "" if s == stage else f"{s}.html") for s in runs.STAGES if (folder / f"{s}.ipynb").exists()]
-        pages.write(source, folder / f"{stage}.html", f"{exam.run} · {stage}", nav)
+        made = [s for s in runs.STAGES if (folder / f"{s}.ipynb").exists()]
+        pages.write(source, folder / f"{stage}.html", f"{exam.run} · {stage}", [("← summary", "../../index.html"), *((s, "" if s == stage else f"{s}.html") for s in made)])
+        for page in (folder / f"{earlier}.html" for earlier in made[:made.index(stage)]):
+            if page.exists():
+                pages.link(page, stage, f"{stage}.html")
 
 
 def ended_early(exam: Exam, stage: str, folder: Path, why: str) -> None:
