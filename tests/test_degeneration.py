@@ -110,7 +110,7 @@ def test_a_rate_above_its_ceiling_has_a_sentence(counts, exam, problems):
 
 
 def test_a_rare_sign_is_not_called_absent():
-    assert degeneration.sentence("one_token", degeneration.Tally(1, 5276, [])) == "1 of 5,276 answers are one token over and over (under 1%)"
+    assert degeneration.sentence("one_token", degeneration.Tally(1, 5276, [])) == "1 of 5,276 answers is one token over and over (under 1%)"
     assert [degeneration.percent(share) for share in (0, 0.004, 0.005, 0.006, 1)] == ["0%", "under 1%", "under 1%", "1%", "100%"]
 
 

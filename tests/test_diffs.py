@@ -81,6 +81,10 @@ def test_other_work_and_missing_runs_get_a_sentence(folders, capsys):
     assert "do not compare: they ran with other prompts" in capsys.readouterr().err
     with pytest.raises(BadInput, match="'nothing' is no stored run; expected a name in"):
         diffs.load("nothing")
+    with pytest.raises(BadInput, match=f"'/nowhere/x' is no stored run; expected a name in {paths.reports()}/runs, a run's"):
+        diffs.load("/nowhere/x")
+    with pytest.raises(BadInput, match="/params: is no run's folder; expected one of those in "):
+        diffs.load(str(folders / "params"))
     (paths.run_folder("after") / "session.json").unlink()
     files.write_json(paths.run_folder("after") / "result.json", {"sentence": "2 of 4 answers are missing"})
     with pytest.raises(BadInput, match="holds no valid session \\(2 of 4 answers are missing\\)"):

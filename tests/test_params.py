@@ -36,6 +36,8 @@ WRONG = [
     ({"concurrency": [1, 32], "gates": {"output_tok_s@23": {}}},
      "parameters: key 'gates' names the metric 'output_tok_s@23'; expected one measured at a point of the sweep, such as 'output_tok_s@32'; did you mean 'output_tok_s@32'?"),
     ({"n": 4}, "parameters: key 'n' is 4: temperature 0 gives the same answer every time; expected n = 1 or a temperature above 0"),
+    ({"repeat_prompts": True, "scorers": ["numeric"]}, "parameters: key 'repeat_prompts' is true: at temperature 0 repeated questions get repeated answers, which are no more evidence; "
+     "expected false, or scorers: [] instead of ['numeric']"),
     ({"max_tokens": 0}, "parameters: key 'max_tokens' is 0: subject 'chain_sum' has no answer lengths of its own; expected 1 or more"),
     ({"run": "a/b"}, "parameters: key 'run' is 'a/b'; expected a text of the form ^[A-Za-z0-9][A-Za-z0-9._@-]*$"),
     ({"engine_args": {"data_parallel_size": 2}},

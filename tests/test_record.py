@@ -209,6 +209,7 @@ def test_changes_to_goldens_are_none(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("words, said", [
     (("--sessions", "0"), "SESSIONS is 0; expected 1 or more"),
+    (("--sessions", "abc"), "SESSIONS is 'abc'; expected a whole number"),
     (("--set", "num_prompts=3"), "SET changes the work of run 'quick'"),
 ])
 def test_what_could_not_be_blessed_is_not_recorded(place, words, said):

@@ -15,8 +15,8 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 nothing regressed, 1 regressed, 2 error or invalid run."""
-    args = _parser().parse_args(argv)
     try:
+        args = _parser().parse_args(argv)
         return args.command(args)
     except BadInput as error:
         print(f"goldbook: {error}", file=sys.stderr)
@@ -58,15 +58,15 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--model", help="another model: a local folder, or one of the hub")
         command.add_argument("--set", default="", help='other parameters: "n=8 engine_args.max_num_seqs=64"')
         if name == "record":
-            command.add_argument("--sessions", type=int, default=3, help="engine sessions (default 3)")
+            command.add_argument("--sessions", type=_whole("SESSIONS"), default=3, help="engine sessions (default 3)")
             command.add_argument("--add", action="store_true", help="put them to the candidate that is there")
         if name == "ab":
             for side in ("a", "b"):
                 command.add_argument(f"--{side}", default="", metavar="SET", help=f"what {side.upper()} changes, as in --set (default: nothing)")
                 command.add_argument(f"--python-{side}", default="", metavar="PYTHON", help=f"interpreter of {side.upper()}'s environment (default: this one)")
-            command.add_argument("--pairs", type=int, default=8, help="visits of each variant, even, at least 8 (default 8)")
+            command.add_argument("--pairs", type=_whole("PAIRS"), default=8, help="visits of each variant, even, at least 8 (default 8)")
         if name == "tune":
-            command.add_argument("--rounds", type=int, help="visits of each setting (default 1)")
+            command.add_argument("--rounds", type=_whole("ROUNDS"), help="visits of each setting (default 1)")
             command.add_argument("--only", default="", metavar="SETTINGS", help='names of the settings to take: "a b" (default: all)')
             command.add_argument("--add", action="store_true", help="go on with the latest one, which was cut off")
     command = add("bless", _bless, "make the candidate the golden")
@@ -90,6 +90,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--low", type=float, default=0.9, help="lowest rate that passes, as a fraction of the golden (default 0.9)")
     command.add_argument("--high", type=float, default=1.2, help="lowest rate that is too fast (default 1.2)")
     return parser
+
+
+def _whole(name: str):
+    """How an argument that `make` calls so is read: a whole number."""
+    def read(text: str) -> int:
+        try:
+            return int(text)
+        except ValueError:
+            raise BadInput(f"{name} is {text!r}; expected a whole number") from None
+    return read
 
 
 def _overrides(args: argparse.Namespace):

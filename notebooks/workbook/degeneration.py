@@ -14,7 +14,9 @@ from workbook.params import CEILINGS, Exam
 
 SAID = {"empty": "are empty", "cut_off": "are cut off before the model stops", "loop": "end in a repetition loop", "one_token": "are one token over and over",
         "invalid_utf8": "have bytes that are no text (U+FFFD)", "special_tokens": "go on past a special token, or have the text of one"}
-"""What is wrong with an answer, for the sentence."""
+SAID_OF_ONE = {"empty": "is empty", "cut_off": "is cut off before the model stops", "loop": "ends in a repetition loop", "one_token": "is one token over and over",
+               "invalid_utf8": "has bytes that are no text (U+FFFD)", "special_tokens": "goes on past a special token, or has the text of one"}
+"""What is wrong with answers, and with one, for the sentence."""
 LOOP_TIMES, LOOP_TOKENS = 3, 16
 """A loop is a phrase that stands at least three times at the end of an answer, as in Holtzman et al. 2020 ("The Curious
 Case of Neural Text Degeneration", 5.2), and over so many tokens: three zeros at the end of a number are no loop."""
@@ -93,7 +95,8 @@ def sentence(name: str, found: Tally) -> str:
     """A rate in words."""
     if name == "identical":
         return f"all samples are the same for {found.count:,} of {found.of:,} questions ({percent(found.share)})"
-    return f"{found.count:,} of {found.of:,} answers {SAID[name]} ({percent(found.share)})"
+    said = SAID[name] if found.count != 1 else SAID_OF_ONE[name]
+    return f"{found.count:,} of {found.of:,} answers {said} ({percent(found.share)})"
 
 
 def percent(share: float) -> str:

@@ -25,7 +25,9 @@ def load(what: str) -> tuple[goldens.Golden, Exam | None]:
         return goldens.read(given), None
     folder = next((f for f in (named, given) if f.is_dir()), None)
     if folder is None:
-        raise BadInput(f"'{what}' is no stored run; expected a name in {named.parent}, a run's folder, or a golden's file")
+        raise BadInput(f"'{what}' is no stored run; expected a name in {paths.run_folder('')}, a run's folder, or a golden's file")
+    if not any((folder / name).exists() for name in ("params.yaml", "result.json", "session.json")):
+        raise BadInput(f"{folder}: is no run's folder; expected one of those in {paths.run_folder('')} or in the history beside it")
     if not (folder / "session.json").exists():
         said = files.read_json(folder / "result.json").get("sentence", "") if (folder / "result.json").exists() else "it did not get to its comparison"
         raise BadInput(f"{folder}: holds no valid session ({said}); expected a run that is complete")
@@ -77,7 +79,7 @@ def _medians(a: goldens.Golden, b: goldens.Golden) -> pd.DataFrame:
         if name in a.metrics:
             before, after = (float(np.median(np.concatenate(side.metrics[name].sessions))) for side in (a, b))
             rows.append({"metric": name, "unit": b.metrics[name].unit, "better": b.metrics[name].direction, "A": before, "B": after,
-                         "change %": 100 * (after / before - 1) if before else float("nan")})
+                         "median change %": 100 * (after / before - 1) if before else 0.0 if after == before else float("nan")})
     return pd.DataFrame(rows)
 
 

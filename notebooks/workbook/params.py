@@ -15,7 +15,6 @@ WORK_KEYS = ("subject", "subject_args", "num_prompts", "repeat_prompts", "prompt
              "weights", "engine", "replicas", "n", "temperature", "top_p", "top_k", "max_tokens", "ignore_eos", "seed", "load", "concurrency", "request_rate", "burstiness", "slo")
 """The keys that define the work. A golden is comparable only where all of them are equal; the model, the
 engine's arguments and the environment are what is under test, and so are not among them."""
-
 OWN_LENGTHS = NO_GOLD = ("sharegpt", "random")
 """Subjects that say how long each answer is, and those without right answers."""
 FROM_FILE = ("gsm8k", "jsonl", "sharegpt")
@@ -151,6 +150,8 @@ class Exam(Section):
             yield f"key 'scorers' is {self.scorers}: subject '{self.subject}' has no right answers; expected []"
         if self.temperature == 0 and self.n > 1:
             yield f"key 'n' is {self.n}: temperature 0 gives the same answer every time; expected n = 1 or a temperature above 0"
+        if self.temperature == 0 and self.repeat_prompts and self.scorers:
+            yield f"key 'repeat_prompts' is true: at temperature 0 repeated questions get repeated answers, which are no more evidence; expected false, or scorers: [] instead of {self.scorers}"
 
     def _engine_problems(self):
         parallel = self.engine_args.get("data_parallel_size", 1)

@@ -28,7 +28,8 @@ class OfflineEngine(LocalEngine):
     def _start(self, arguments: dict[str, Any]) -> None:
         from vllm import LLM
         before = set(psutil.Process().children())
-        self._llm = LLM(**arguments)
+        # Its bar for the weights would be a notebook's output where the engine is in the kernel's process, and not go to the log.
+        self._llm = LLM(**({"use_tqdm_on_load": False} | arguments))
         self._config = self._llm.llm_engine.vllm_config
         if manager := self._llm.llm_engine.logger_manager:  # none under disable_log_stats; `LLM` takes no loggers itself
             manager.stat_loggers.append(self._stat_logger()(self._config))
