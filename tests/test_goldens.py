@@ -100,6 +100,7 @@ def test_a_damaged_golden_is_refused_before_anything_starts(folders, workbook):
     path.write_text('{"schema_version": ')
     done = workbook("run", "tiny")
     assert done.returncode == 2 and done.stderr.startswith(f"goldbook: {path}: not readable as JSON") and not (folders / "reports" / "runs").exists()
+    assert "a recording that is to replace it: expected it to be moved away first" in workbook("record", "tiny").stderr
 
 
 def test_a_golden_in_another_platforms_folder_is_no_golden(folders):
@@ -503,6 +504,12 @@ def test_a_golden_says_which_scorer_judged_it():
     assert session(params={"run": "x", "scorers": ["verl_strict", "numeric"]}).scorer == "verl_strict" and session().scorer is None
 
 
+def test_a_session_of_a_checkout_with_changes_says_so():
+    machine = record()["machine"] | {"git": {"commit": "c", "dirty": True, "changes": "0123456789ab"}}
+    assert [(s.commit, s.dirty) for s in session(machine=machine).sessions] == [("c", True)]
+    assert not [row for row in suspects.differences(session(), record(machine=machine)) if "changes" in row["what"]], "that there are some is said once"
+
+
 def test_the_metric_table_has_every_metric(folders):
     table = results.metric_table(by_repetition(), blessed(folders))
     assert set(table) == set(metrics.METRICS) - {metrics.BUSY}
@@ -510,8 +517,9 @@ def test_the_metric_table_has_every_metric(folders):
     table["queue_p50_ms"] = table["output_tok_s"] | {"median": np.nan, "golden_median": np.nan, "sessions": [[np.nan]]}
     rows = results.medians(table, {"ttft_p50_ms": {"status": "PASSED"}})
     assert (rows.metric[0], rows.verdict[0]) == ("ttft_p50_ms", "PASSED") and set(rows.verdict[1:]) == {"reported only"} and "queue_p50_ms" not in set(rows.metric)
-    rows = results.medians(table, {}, ["ttft_p50_ms"])
-    assert (rows.metric[0], rows.verdict[0]) == ("ttft_p50_ms", "no golden"), "nothing to judge a gated one by"
+    for golden, said in ((blessed(folders), "not compared"), (None, "no golden")):  # of an INVALID run; nothing to judge a gated one by
+        found = results.medians(results.metric_table(by_repetition(), golden), {}, ["ttft_p50_ms"])
+        assert (found.metric[0], found.verdict[0]) == ("ttft_p50_ms", said)
     assert rows["change %"].dropna().map(lambda x: round(x, 1) == x).all()
 
 

@@ -336,7 +336,7 @@ def test_a_server_that_does_not_stop_says_where_it_hangs_and_is_killed(tmp_path,
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)\ndef waits_for_ever():\n  time.sleep(60)\nwaits_for_ever()"
     log = tmp_path / "engine.log"
     with log.open("w") as out:
-        process = subprocess.Popen([sys.executable, "-c", stubborn], env=os.environ | server.FAULTS, stdout=subprocess.PIPE, stderr=out, preexec_fn=server._die_with_parent)
+        process = subprocess.Popen([sys.executable, "-c", stubborn], env=os.environ | server.FAULTS, stdout=subprocess.PIPE, stderr=out, preexec_fn=server._prepare)
     assert process.stdout.readline() == b"up\n"
     engine = object.__new__(server.ServerEngine)
     engine._processes, engine._tree = [process], []

@@ -247,7 +247,7 @@ def session_of(record: dict[str, Any], by_repetition: pd.DataFrame, scores: pd.D
         lengths=None if scores is None or requests is None else by_question(answers_of(requests), "output_tokens").tolist(), parted=parted,
         sequences=[Sequence(**s | {"logprobs": [round(x, 5) for x in s["logprobs"]]}) for s in sequences],
         requests={} if requests is None else {name: [[rounded(v) for v in values]] for name, values in distributions.quantiles(requests).items()},
-        sessions=[Session(finished=record["finished"], visit=record["machine"]["visit"], **record["machine"]["git"])])
+        sessions=[Session(finished=record["finished"], visit=record["machine"]["visit"], commit=record["machine"]["git"]["commit"], dirty=record["machine"]["git"]["dirty"])])
 
 
 def merge(first: Golden, *others: Golden) -> Golden:

@@ -28,9 +28,11 @@ def record(name: str, overrides: Written | None = None, sessions: int = candidat
     exam = _exam(name, overrides)
     path = candidates.path_of(name)
     candidate = _extended(exam) if add else None
+    _refuse_unreadable(exam)
     _refuse_changes()
     platforms.require(exam)
     models.resolve(exam)
+    as_run = exams.load(name)  # with as many repetitions as a run has, fewer than a recording, which show less
     with runner.Reports():
         candidates.keep(path)
         if candidate:
@@ -41,8 +43,7 @@ def record(name: str, overrides: Written | None = None, sessions: int = candidat
             if candidate and (worse := candidates.worse(session, candidate, exam)):
                 raise _unrecorded(exam, f"its answers are worse than those of the sessions that it would be added to: {'; '.join(worse)}", f"{len(candidate.sessions)} in the candidate, are kept")
             candidate = goldens.merge(candidate, session) if candidate else session
-            # Of the exam as it is run, not as it is recorded: a run may have fewer repetitions, which show less.
-            candidate.problems = [] if candidates.shortage(candidate) else candidates.problems(candidate, exams.load(name))
+            candidate.problems = [] if candidates.shortage(candidate) else candidates.problems(candidate, as_run)
             goldens.write(path, candidate)
     return candidate
 
@@ -54,6 +55,14 @@ def _exam(name: str, overrides: Written | None) -> Exam:
     if exam.work_hash() != exams.load(name).work_hash():
         raise BadInput(f"SET changes the work of run '{name}', and no run without it could be held against such a golden; expected the change in the params file")
     return exam
+
+
+def _refuse_unreadable(exam: Exam) -> None:
+    """A session is held against the golden that is there, as a run is."""
+    try:
+        goldens.require_readable(exam)
+    except BadInput as error:
+        raise BadInput(f"{error}; a recording that is to replace it: expected it to be moved away first") from None
 
 
 def _refuse_changes() -> None:

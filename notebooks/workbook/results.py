@@ -267,7 +267,7 @@ def metric_table(by_repetition: pd.DataFrame, golden: goldens.Golden | None) -> 
 def medians(table: dict[str, dict], gated: dict[str, dict], gates: Collection[str] = ()) -> pd.DataFrame:
     """The `metric_table` for a reader: what is gated (as judged, or of `gates` where there is nothing to judge by) comes first, and what
     neither side has not at all."""
-    first = {name: "no golden" for name, row in table.items() if name in gates and row["sessions"]} | {name: judged["status"] for name, judged in gated.items()}
+    first = {name: "not compared" if row["golden_sessions"] else "no golden" for name, row in table.items() if name in gates and row["sessions"]} | {name: judged["status"] for name, judged in gated.items()}
     rows = [{"metric": name, "unit": row["unit"], "better": row["direction"], "median": row["median"], "golden": row["golden_median"],
              "change %": round(100 * (row["median"] / row["golden_median"] - 1), 1) + 0.0 if row["golden_median"] and row["sessions"] else None,
              "verdict": first.get(name, "reported only" if row["sessions"] else "missing here")}

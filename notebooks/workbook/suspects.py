@@ -13,7 +13,7 @@ ORDER = ("weights", "model", "packages", "driver", "engine_args", "env", "attent
 LAST = ("machine.kernel", "commit")
 UNTOLD = ("auto", "unknown")
 """What stands for an attention back end that vLLM did not name: no suspect beside one that it named."""
-TOLD_ELSEWHERE = ("machine.packages", "machine.git.commit", "machine.driver", "machine.visit")
+TOLD_ELSEWHERE = ("machine.packages", "machine.git.commit", "machine.git.changes", "machine.driver", "machine.visit")
 """What of the environment the subject has too, or what differs at every visit."""
 
 
