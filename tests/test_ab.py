@@ -287,18 +287,27 @@ def test_make_passes_every_word_on():
 # -- the whole path -----------------------------------------------------------------------------
 
 
+def in_its_first_visit(url):
+    """A/B of `tiny` that has come to its first visit's controls: its process, and all that this has started."""
+    run = subprocess.Popen(command("ab", "tiny", "--set", f"endpoint={url}"), env=environment(), stderr=subprocess.PIPE, text=True)
+    for line in run.stderr:
+        if "Controls" in line:
+            break
+    return run, psutil.Process(run.pid).children(recursive=True)
+
+
+def running(processes):
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
 def test_an_interruption_keeps_what_is_there(tiny):
     """No process is left, and the result says where it was."""
     with scripted_server.running({"gap": 0.2}) as server:
-        run = subprocess.Popen(command("ab", "tiny", "--set", f"endpoint={server.url}"), env=environment(), stderr=subprocess.PIPE, text=True)
-        for line in run.stderr:
-            if "Controls" in line:
-                break
-        tree = psutil.Process(run.pid).children(recursive=True)
+        run, tree = in_its_first_visit(server.url)
         run.send_signal(signal.SIGTERM)
         run.stderr.read()
         assert run.wait(timeout=60) == 130
-    assert len(tree) >= 2 and not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in tree)
+    assert len(tree) >= 2 and running(tree) == []
     result = files.read_json(paths.ab_folder("tiny") / "result.json")
     assert (result["status"], result["sentence"]) == ("INVALID", "visit 01-a: interrupted")
 
@@ -306,17 +315,13 @@ def test_an_interruption_keeps_what_is_there(tiny):
 def test_a_visit_ends_with_an_experiment_that_is_killed(tiny):
     """It would write into the folder of the visit that is made in its place."""
     with scripted_server.running({"gap": 0.2}) as server:
-        run = subprocess.Popen(command("ab", "tiny", "--set", f"endpoint={server.url}"), env=environment(), stderr=subprocess.PIPE, text=True)
-        for line in run.stderr:
-            if "Controls" in line:
-                break
-        tree = psutil.Process(run.pid).children(recursive=True)
+        run, tree = in_its_first_visit(server.url)
         assert any("workbook.visit" in p.cmdline() for p in tree)
         run.kill()
         run.wait()
         _, alive = psutil.wait_procs(tree, timeout=60)
     run.stderr.close()
-    assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert running(alive) == []
     assert not (paths.ab_folder("tiny") / "visits" / "01-a" / paired.OUTCOME).exists(), "it did not just come to its end"
 
 
