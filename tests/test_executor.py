@@ -41,6 +41,26 @@ def test_a_cell_that_announces_is_heard_before_the_next_one_ends(tmp_path, capfd
     assert capfd.readouterr().err.rstrip().endswith("s  a session is taken")
 
 
+def test_a_long_pass_is_heard_of_in_a_log(tmp_path):
+    """Which may be a file that the shell opened without appending, as by `> log`: neither overwrites the other's lines."""
+    bar = ("from workbook import progress\nprogress.QUIET_S = 0.0\n"
+           "with progress.counting(progress.bar('repetition 1/3'), 2) as count:\n    count(type('Answer', (), {'output_tokens': 5}))\n")
+    source, script = notebook(tmp_path / "in.ipynb", "x = 1", bar, GLUE), tmp_path / "run.py"
+    cells = nbformat.read(source, as_version=4)
+    cells.cells.insert(-1, new_markdown_cell("## The end"))
+    nbformat.write(cells, source)
+    script.write_text(f"from workbook import executor; from pathlib import Path\n"
+                      f"print(executor.execute(Path({str(source)!r}), Path({str(tmp_path / 'out.ipynb')!r}), {{}}, timeout_s=60, label='t').problem)")
+    from conftest import environment
+    with open(tmp_path / "log", "w") as log:
+        done = subprocess.run([sys.executable, str(script)], env=environment(), stdout=subprocess.PIPE, stderr=log, text=True, timeout=90)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert done.stdout.strip() == "", lines
+    heard = [n for n, line in enumerate(lines) if line.startswith("  repetition 1/3: ")]
+    assert heard and "Section" in lines[heard[0] - 1] and "The end" in lines[heard[-1] + 1], lines
+    assert not any(cell.outputs for cell in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[3:4]), "nothing of it is in the page"
+
+
 @pytest.mark.parametrize("source, problem", [
     ("from workbook.errors import BadInput\nraise BadInput('key a is 1; expected 2')", "key a is 1; expected 2"),
     ("1 / 0", "ZeroDivisionError: division by zero"),

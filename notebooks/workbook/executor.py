@@ -1,6 +1,7 @@
 """Executing one notebook: papermill with a time limit, live progress, and no process left behind."""
 import contextlib
 import ctypes
+import fcntl
 import logging
 import os
 import re
@@ -146,8 +147,8 @@ def _cell_seconds(target: Path) -> float:
 @contextlib.contextmanager
 def _announced(label: str) -> Iterator[Callable]:
     """Say in the terminal which section of which notebook is running; yields the callback for each cell."""
-    terminal = os.ttyname(2) if sys.stderr.isatty() and "CI" not in os.environ else ""
-    os.environ[progress.TERMINAL] = terminal
+    os.environ[progress.TERMINAL] = terminal = os.ttyname(2) if sys.stderr.isatty() and "CI" not in os.environ else ""
+    os.environ[progress.LOG] = "" if terminal else _log()
     began, shown = time.monotonic(), ""
 
     def on_cell(cells: list, index: int) -> None:
@@ -162,6 +163,18 @@ def _announced(label: str) -> Iterator[Callable]:
         yield on_cell
     finally:
         os.environ.pop(progress.TERMINAL, None)
+        os.environ.pop(progress.LOG, None)
+
+
+def _log() -> str:
+    """The path by which another process writes to our stderr; empty if there is none."""
+    try:
+        number = sys.stderr.fileno()
+        # Of two that write to one file without it each would overwrite the other.
+        fcntl.fcntl(number, fcntl.F_SETFL, fcntl.fcntl(number, fcntl.F_GETFL) | os.O_APPEND)
+    except (OSError, ValueError):
+        return ""
+    return f"/proc/{os.getpid()}/fd/{number}"
 
 
 def _announcement(cell) -> str:
