@@ -113,6 +113,8 @@ def test_set_goes_over_file_and_variant(write):
     with pytest.raises(BadInput) as caught:
         exams.load("a@one", exams.parse_set("num_prompts=on"))
     assert str(caught.value) == "SET: key 'num_prompts' is on, which YAML reads as true; expected a whole number"
+    with pytest.raises(BadInput, match="^params/a.yaml with SET and MODEL: key 'n' is 4: temperature 0 "):
+        exams.load("a@one", exams.parse_set("n=4 temperature=0", "/m"))
 
 
 @pytest.mark.parametrize("text, message", [

@@ -41,7 +41,9 @@ def load(run: str, overrides: Written | None = None) -> Exam:
         BadInput: no such run or variant, not YAML, not a mapping, `run` is not the stem, or as `params.check`.
     """
     written = resolve(run, overrides)
-    return params.check(written.values, f"params/{_file(run).name}", written.places)
+    # What is wrong with several keys together may be so by one that was overridden.
+    also = " and ".join(dict.fromkeys(place.where for place in overrides.places.values())) if overrides else ""
+    return params.check(written.values, f"params/{_file(run).name}{f' with {also}' if also else ''}", written.places)
 
 
 def resolve(run: str, overrides: Written | None = None) -> Written:
