@@ -88,9 +88,14 @@ def test_a_comes_first_as_often_as_b():
     assert [n[-1] for n in names] == list("abba" * 4) and names[0] == "01-a" and names[-1] == "16-a" and sorted(names) == names
 
 
+def test_pairs_that_do_not_differ_are_as_good(tiny):
+    found = paired.judge("kv_cache_peak_pct", [[50.0]] * 8, [[50.0]] * 8)
+    assert found["p"] == 1.0 and found["sentence"] == "B is no different from A in kv_cache_peak_pct (90 % interval +0.0 to +0.0 %): PASSED, a loss of 3% is ruled out"
+
+
 @pytest.mark.parametrize("b, status, words", [
     (0.90, "REGRESSED", r"B is slower than A by (9|10)\.\d % in output_tok_s \(90 % interval \+\d+\.\d to \+\d+\.\d %\): FAIL, more than 2% and more than noise explains \(p = [\de.-]+\)"),
-    (1.00, "PASSED", r"B is (slower|faster) than A by 0\.\d % in output_tok_s \(90 % interval -\d\.\d to \+\d\.\d %\): PASSED, a loss of 3% is ruled out"),
+    (1.00, "PASSED", r"B is (slower than A by 0\.\d %|faster than A by 0\.\d %|as fast as A) in output_tok_s \(90 % interval -\d\.\d to \+\d\.\d %\): PASSED, a loss of 3% is ruled out"),
     (1.10, "IMPROVED", r"B is faster than A by (9|10)\.\d % in output_tok_s .*: IMPROVED"),
 ])
 def test_what_is_judged_how(tiny, b, status, words):

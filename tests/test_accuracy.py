@@ -1,5 +1,6 @@
 """Accuracy, its interval, and the change on the same questions; drift."""
 import itertools
+import types
 
 import numpy as np
 import pandas as pd
@@ -104,6 +105,11 @@ def test_what_would_have_been_called_a_fall_is_what_is():
     assert 100 < called < 400
 
 
+def test_no_interval_leaves_what_is_possible():
+    found = accuracy.compare(np.ones((30, 1), dtype=bool), np.arange(30)[:, None] < 5)
+    assert (found.status, found.high) == ("REGRESSED", 1.0) and "interval -100.0 to" in found.sentence
+
+
 @pytest.mark.parametrize("samples, sampled, answers", [(1, False, 5), (1, True, 7), (4, False, 7)])
 def test_of_answers_that_did_not_change_so_many_would_have_to(samples, sampled, answers):
     """The first power of 1/2 below .05 is the fifth, below .01 the seventh."""
@@ -169,10 +175,23 @@ def test_a_sequence_that_is_kept_has_a_token():
     assert drift.sequences(None, rows.head(1), longest=8) == []
 
 
+def test_a_golden_of_a_larger_window_is_read_as_far_as_the_run_s_goes():
+    """What is under test may be a smaller `max_model_len`; a run that fills it has answers of its whole length."""
+    kept = [goldens.Sequence(prompt_token_ids=[1] * 6, token_ids=[5, 6], logprobs=[-1.0, -2.0]), goldens.Sequence(prompt_token_ids=[1], token_ids=[7], logprobs=[-3.0])]
+    golden = types.SimpleNamespace(sequences=kept)
+    asked = drift.sequences(golden, None, longest=8)
+    assert asked == [{"prompt_token_ids": [1] * 6, "token_ids": [5]}, {"prompt_token_ids": [1], "token_ids": [7]}]
+    assert drift.same(kept, asked) and drift.same(kept, drift.sequences(golden, None, longest=9))
+    assert not drift.same(kept, [asked[1], asked[0]]) and not drift.same(kept, asked[:1])
+    assert not drift.same(kept, [kept[0].model_copy(update={"token_ids": [5]}), kept[1]]), "what two goldens keep is the same or not"
+
+
 def test_drift_is_the_mean_difference_of_each_sequence():
     found = drift.compare([[-1.0, -2.0], [-3.0]], [[-1.02, -2.0], [-3.0]])
     assert (found.status, found.mean) == ("PASSED", pytest.approx(0.005))
     assert drift.compare([[-1.0]], [[-1.2]]).status == "REGRESSED"
+    cut = drift.compare([[-1.0, -2.0], [-3.0], [-4.0]], [[-1.02], [-3.0], []])
+    assert (cut.status, cut.mean) == ("PASSED", pytest.approx(0.01)), "what the window has no room for is not read"
     assert drift.compare([[-1.0]], [[float("nan")]]).status == "REGRESSED"
     with pytest.raises(ValueError, match="not of the same sequences"):
         drift.compare([[-1.0]], [[-1.0, -2.0]])

@@ -197,11 +197,23 @@ def test_an_inconclusive_metric_says_what_is_open(folders):
     assert found["status"] == "INCONCLUSIVE" and found["sentence"].endswith("; a loss of 5% is neither shown nor ruled out")
 
 
-def test_a_gated_metric_that_is_missing_is_invalid(folders):
+def test_a_gated_metric_that_was_not_measured_is_invalid_and_one_that_the_golden_lacks_hides_no_loss(folders):
     golden = blessed(folders)
     assert results.judge_metric("output_tok_s", GATE, golden, [[float("nan")]])["status"] == "INVALID"
-    del golden.metrics["output_tok_s"]
-    assert results.judge_metric("output_tok_s", GATE, golden, [[100.0]])["sentence"] == "output_tok_s is gated and the golden does not have it"
+    del golden.metrics["preemptions"]
+    gated = results.judge_speed({"output_tok_s": GATE, "preemptions": GATE}, golden, {"output_tok_s": [[50.0, 50.1]], "preemptions": [[60.0, 61.0]]}, judge_machine(golden, {}))
+    assert gated["preemptions"]["status"] == "NO_GOLDEN"
+    assert gated["preemptions"]["sentence"] == "preemptions is gated and the golden does not have it; make record and then make bless give it one"
+    assert results._worst(gated.values())[0] == "REGRESSED"
+
+
+def test_an_imported_golden_judges_by_a_band_only(folders):
+    """One number knows no noise."""
+    golden = blessed(folders)
+    golden.subject = {"imported": "golden_values.json"}
+    golden.metrics["output_tok_s"].sessions = [[100.0]]
+    assert results.judge_metric("output_tok_s", GATE, golden, [[96.0, 96.1]])["status"] == "NO_GOLDEN"
+    assert results.judge_metric("output_tok_s", params.Gate(rule="band"), golden, [[89.0, 89.1]])["status"] == "REGRESSED"
 
 
 @pytest.mark.parametrize("metric, now, status, said", [
@@ -214,7 +226,7 @@ def test_nothing_at_all_is_judged_though_it_has_no_logarithm(folders, metric, no
     found = results.judge_speed({metric: GATE}, golden, {metric: now}, judge_machine(golden, {}))[metric]
     assert found["status"] == status and said in found["sentence"]
     golden.metrics[metric].sessions = [[100.0], [0.0]]
-    assert results.judge_metric(metric, GATE, golden, now) == {"status": "INVALID", "sentence": f"{metric} is gated and the golden has a sample of it that is not positive; "
+    assert results.judge_metric(metric, GATE, golden, now) == {"status": "NO_GOLDEN", "sentence": f"{metric} is gated and the golden has a sample of it that is not positive; "
                                                                                            "expected none, since they are compared in logs"}
 
 
@@ -400,8 +412,18 @@ def test_a_slower_machine_excuses_no_loss_of_another_size(folders):
         outcome = results.judge_speed({"output_tok_s": GATE}, golden, {"output_tok_s": [[left - 0.1, left, left + 0.1]]}, found)["output_tok_s"]
         assert outcome["status"] == status and ("15.0 % slower" in outcome["sentence"])
     assert outcome["sentence"].endswith("so the machine itself changed, but not by so much that it may have caused this loss")
-    others = found | {"others_pct": 6.0}
-    assert results.judge_speed({"output_tok_s": GATE}, golden, {"output_tok_s": [[39.9, 40.0]]}, others)["output_tok_s"]["status"] == "INCONCLUSIVE"
+
+
+@pytest.mark.parametrize("others, left, status", [(6.0, 85.0, "INCONCLUSIVE"), (6.0, 70.0, "REGRESSED"), (20.0, 70.0, "INCONCLUSIVE"), (20.0, 30.0, "REGRESSED"),
+                                                  (60.0, 40.0, "INCONCLUSIVE"), (60.0, 20.0, "REGRESSED"), (4.0, 85.0, "REGRESSED")])
+def test_other_processes_excuse_no_loss_of_another_size(folders, others, left, status):
+    """Of two cores 6 % are 12 % of one, so that a load may take 1 / 0.88 times as long, and half of a core is the most."""
+    golden = blessed(folders)
+    golden.metrics["output_tok_s"].sessions = [[99.9, 100.0, 100.1]] * 3
+    found = judge_machine(golden, {}, others_cpu_pct=[others])
+    outcome = results.judge_speed({"output_tok_s": GATE}, golden, {"output_tok_s": [[left - 0.1, left, left + 0.1]]}, found)["output_tok_s"]
+    assert outcome["status"] == status
+    assert outcome["sentence"].endswith("but not by so much that it may have caused this loss") == (status == "REGRESSED" and others > 5)
 
 
 @pytest.mark.parametrize("change, said", [
@@ -489,7 +511,7 @@ def test_a_band_around_nothing_is_none(folders):
     golden = blessed(folders)
     golden.metrics["preemptions"] = goldens.Samples(unit="requests", direction="lower", sessions=[[0.0, 0.0]])
     found = results.judge_metric("preemptions", params.Gate(rule="band"), golden, [[3.0]])
-    assert found == {"status": "INVALID", "sentence": "preemptions is gated by a band and the golden's median is 0; expected a positive one, since a band is a share of it"}
+    assert found == {"status": "NO_GOLDEN", "sentence": "preemptions is gated by a band and the golden's median is 0; expected a positive one, since a band is a share of it"}
 
 
 @pytest.mark.parametrize("then, now, status", [("numeric", "numeric", "PASSED"), ("numeric", "verl_strict", "NO_GOLDEN"), (None, "numeric", "PASSED")])

@@ -199,3 +199,9 @@ def test_the_first_screen_says_it(folders):
     behind = asked.model_copy(update={"engine": "server", "engine_args": {"data_parallel_size": 4}})
     answers = {q["question"]: q["answer"] for q in results.five_questions(behind, Completeness(2, 2, 0.0, 0.0, []), record(asked, 4), requests.assign(replica=0), {}, "no golden", None, None)}
     assert answers["Do they pull together?"] == "4 data-parallel engines behind one server: how they share the work is not seen from here"
+    few = asked.model_copy(update={"engine": "async", "engine_args": {"data_parallel_size": 8}, "load": "poisson", "ignore_eos": False, "max_tokens": 0})
+    for rows, said in ((requests.assign(replica=0), "1 of 8 replicas answered; the others had no request, and the busiest had 100% of the output tokens"),
+                       (requests, "2 of 8 replicas answered; the others had no request, and the busiest had 55% of the output tokens")):
+        answers = {q["question"]: q["answer"] for q in results.five_questions(few, Completeness(2, 2, 0.0, 0.5, []), record(asked, 8), rows, {}, "no golden", None, None)}
+        assert answers["Do they pull together?"] == said
+    assert "50% cut off at their own lengths" in answers["Did every answer arrive?"]

@@ -102,7 +102,8 @@ def compare(golden: np.ndarray, new: np.ndarray, *, sampled: bool = False) -> Dr
     scale = math.lcm(golden.shape[1], new.shape[1])
     p, lowest, noise = sign_flip(lost), sign_flip(all_lost), smallest_fall(lost, scale // new.shape[1], alpha)
     reach = 1.0 if noise is None else noise / (scale * len(lost))
-    low, high, visible = drop - reach, drop + reach, None if noise is None else max(SMALLEST_DROP, reach)
+    # No fall is below all answers right, or above all of them wrong.
+    low, high, visible = max(drop - reach, float(before.mean()) - 1), min(drop + reach, float(before.mean())), None if noise is None else max(SMALLEST_DROP, reach)
     change = f"{0.0 - drop * 100:+.1f} points on the same {len(before):,} questions"
     if before.mean() < SMALLEST_DROP or lowest >= alpha or visible is None:
         return Drop("PASSED", drop, p, low, high, None, f"{change} (p {_said(p)}); not gated: with {before.mean():.0%} right in the golden, so few questions cannot show a fall")

@@ -45,11 +45,11 @@ def sequences(golden: "Golden | None", generations: pd.DataFrame, longest: int) 
         longest: the engine's window in tokens.
 
     Returns:
-        Dicts of prompt_token_ids and token_ids.
+        Dicts of prompt_token_ids and token_ids; these cut where the window is too small for all of them.
     """
-    if golden and golden.sequences:
-        return [{"prompt_token_ids": s.prompt_token_ids, "token_ids": s.token_ids} for s in golden.sequences]
     # Cut, since vLLM takes no prompt as long as its window, and asking for the next token is part of reading one.
+    if golden and golden.sequences:
+        return [{"prompt_token_ids": s.prompt_token_ids, "token_ids": s.token_ids[:max(longest - len(s.prompt_token_ids) - 1, 0)]} for s in golden.sequences]
     room = longest - generations.prompt_token_ids.str.len() - 1
     own = generations[(generations["sample"] == 0) & (generations.token_ids.str.len() > 0) & (room > 0)].head(SEQUENCES)
     return [{"prompt_token_ids": list(map(int, p)), "token_ids": list(map(int, a[:SEQUENCE_TOKENS]))[: longest - len(p) - 1]}
@@ -57,9 +57,11 @@ def sequences(golden: "Golden | None", generations: pd.DataFrame, longest: int) 
 
 
 def same(one: "list[Sequence]", other: "list[Sequence] | list[dict[str, Any]]") -> bool:
-    """Whether two lists of sequences are of the same tokens; the other may be as `sequences` gives them."""
-    given = [(s["prompt_token_ids"], s["token_ids"]) if isinstance(s, dict) else (s.prompt_token_ids, s.token_ids) for s in other]
-    return [(s.prompt_token_ids, s.token_ids) for s in one] == given
+    """Whether two lists of sequences are of the same tokens; the other may be as `sequences` gives them, and so cut."""
+    if len(one) != len(other):
+        return False
+    given = [(s["prompt_token_ids"], s["token_ids"], len(s["token_ids"])) if isinstance(s, dict) else (s.prompt_token_ids, s.token_ids, None) for s in other]
+    return all((s.prompt_token_ids, s.token_ids[:kept]) == (prompt, ids) for s, (prompt, ids, kept) in zip(one, given, strict=True))
 
 
 def tolerance(golden: "Golden") -> float:
@@ -68,14 +70,15 @@ def tolerance(golden: "Golden") -> float:
 
 
 def compare(golden: list[list[float]], new: list[list[float]], tolerance: float = TOLERANCE) -> Drift:
-    """Compare the log-probabilities of the same sequences, one list of numbers (or None: not finite) a sequence.
+    """Compare the log-probabilities of the same sequences, one list of numbers (or None: not finite) a sequence. A new one may be cut
+    (`sequences`), and counts as far as it goes; one of which nothing is left does not.
 
     Raises:
-        ValueError: the sequences do not match in number or length.
+        ValueError: the sequences do not match in number, a new one is longer, or nothing is left of any.
     """
-    if [len(s) for s in golden] != [len(s) for s in new]:
+    if len(golden) != len(new) or any(len(n) > len(g) for g, n in zip(golden, new, strict=True)) or not any(map(len, new)):
         raise ValueError("golden and new log-probabilities are not of the same sequences")
-    each = np.array([np.abs(np.asarray(g, dtype=float) - np.asarray(n, dtype=float)).mean() for g, n in zip(golden, new, strict=True)])
+    each = np.array([np.abs(np.asarray(g[:len(n)], dtype=float) - np.asarray(n, dtype=float)).mean() for g, n in zip(golden, new, strict=True) if len(n)])
     p99 = float(np.percentile(each, 99))
     # Written so that NaN regresses: a model that answers with NaN is not within any tolerance.
     return Drift("PASSED" if p99 <= tolerance else "REGRESSED", float(each.mean()), p99, tolerance)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from workbook import controls, goldens, metrics
+from workbook import controls, goldens, metrics, platforms
 
 Samples = dict[str, Sequence[Sequence[float]]]
 
@@ -33,7 +33,7 @@ def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Sa
         Of each control, as fractions of its time: its `moves` (`control_moves`) and what of them `counts`; how much it
         `slowed` on average (`control_means`), what of that is `certain`, being more than what the golden's own sessions differ by, and what of
         this may be its `share` of a loss, of those that decide. The
-        `tolerance`; `others_pct`; a sentence that says why a loss may be the machine's (`slows`), and one why it may hide one (`speeds`),
+        `tolerance`; `others_pct`, and `others_cost` (`_cost_of_others`); a sentence that says why a loss may be the machine's (`slows`), and one why it may hide one (`speeds`),
         or empty; whether speeds are `comparable`, with neither of them, and if not `why`, in brief; a sentence on all of it.
     """
     points = {_point(name) for name in judged}
@@ -42,7 +42,7 @@ def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Sa
     others_pct = float(np.mean(others)) if (others := _means(samples, metrics.OTHERS)) else 0.0
     slowed = control_means(golden, *measured)
     certain = {name: _shrunk(slowed[name], golden.controls[name], len(measured)) for name in slowed}
-    return _weighed(control_moves(golden, *measured), slowed, certain, others_pct, _idle_share(known), _idle_share(samples))
+    return _weighed(control_moves(golden, *measured), slowed, certain, others_pct, _cost_of_others(others_pct, golden.key.platform), _idle_share(known), _idle_share(samples))
 
 
 def control_moves(golden: goldens.Golden, *measured: dict[str, list[float]]) -> dict[str, float]:
@@ -76,7 +76,8 @@ def _shrunk(slowed: float, sessions: list[list[float]], count: int) -> float:
     return math.expm1(math.log1p(slowed) * max(0.0, 1 - variance / math.log1p(slowed) ** 2))
 
 
-def _weighed(moves: dict[str, float], slowed: dict[str, float], certain: dict[str, float], others_pct: float, then: float = 1.0, now: float = 1.0) -> dict[str, Any]:
+def _weighed(moves: dict[str, float], slowed: dict[str, float], certain: dict[str, float], others_pct: float, others_cost: float,
+             then: float = 1.0, now: float = 1.0) -> dict[str, Any]:
     """As `judge`, with the GPUs idle for these shares of the time, for the golden and now; 1: all of what moved counts."""
     deciding = controls.deciding(moves)
     counts = {k: bounded(k, v, then, now) for k, v in moves.items()}
@@ -89,7 +90,7 @@ def _weighed(moves: dict[str, float], slowed: dict[str, float], certain: dict[st
     speeds = [f"fixed work took less time than in any of the golden's sessions: {faster}, so {CHANGED} and may hide a loss"] if faster else []
     each = ", ".join(_said(k, v, counts[k]) + (" before the load" if k not in deciding else "") for k, v in moves.items())
     return {"moves": moves, "counts": counts, "slowed": slowed, "certain": certain, "share": shares, "tolerance": controls.TOLERANCE, "others_pct": others_pct,
-            "slows": "; ".join(slows), "speeds": "; ".join(speeds), "comparable": not (slows or speeds), "why": CHANGED if moved else OTHERS if slows else "",
+            "others_cost": others_cost, "slows": "; ".join(slows), "speeds": "; ".join(speeds), "comparable": not (slows or speeds), "why": CHANGED if moved else OTHERS if slows else "",
             "sentence": "; ".join([f"the fixed work against the golden's sessions: {each or 'the golden has none'}", *slows, *speeds])}
 
 
@@ -121,8 +122,8 @@ def doubted(name: str, outcome: dict[str, Any], found: dict[str, Any]) -> dict[s
     request while others keep the GPU busy, can be as slow as the host is.
     """
     if not metrics.of_makespan(name):
-        found = _weighed(found["moves"], found["slowed"], found["certain"], found["others_pct"])
-    may = {"REGRESSED": [found["slows"]], "INCONCLUSIVE": [found["slows"], found["speeds"]], "INVALID": []}.get(outcome["status"], [found["speeds"]])
+        found = _weighed(found["moves"], found["slowed"], found["certain"], found["others_pct"], found["others_cost"])
+    may = {"REGRESSED": [found["slows"]], "INCONCLUSIVE": [found["slows"], found["speeds"]], "INVALID": [], "NO_GOLDEN": []}.get(outcome["status"], [found["speeds"]])
     if large := _too_large(outcome, found):
         return outcome | {"sentence": f"{outcome['sentence']}; {large}"}
     doubt = "; ".join(filter(None, may))
@@ -134,14 +135,24 @@ def doubted(name: str, outcome: dict[str, Any], found: dict[str, Any]) -> dict[s
 
 
 def _too_large(outcome: dict[str, Any], found: dict[str, Any]) -> str:
-    """Why a machine that is slower than is tolerated does not excuse a loss: it is one even with `EXCUSED` times off what the slowest fixed
-    work lost; empty where it may. Nobody knows what a load loses to other processes, and a band has no effect."""
-    if outcome["status"] != "REGRESSED" or "effect" not in outcome or not found["slows"] or found["others_pct"] > controls.OTHERS_PCT:
+    """Why a machine that is slower than is tolerated, or other processes, do not excuse a loss: it is one even with `EXCUSED` times off
+    what the slowest fixed work lost, or those can cost; empty where they may. A band has no effect."""
+    if outcome["status"] != "REGRESSED" or "effect" not in outcome or not found["slows"]:
         return ""
-    slowest = max(found["counts"][name] for name in found["share"])
-    if outcome["effect"] - EXCUSED * np.log1p(slowest) <= outcome["smallest_visible"]:
+    lost = max([np.log1p(found["counts"][name]) for name in found["share"]] + [np.log1p(found["others_cost"])])
+    if outcome["effect"] - EXCUSED * lost <= outcome["smallest_visible"]:
         return ""
-    return f"{found['slows'].removesuffix(' and may have caused a loss')}, but not by so much that it may have caused this loss"
+    return f"{found['slows'].replace(' and may have caused a loss', '')}, but not by so much that it may have caused this loss"
+
+
+def _cost_of_others(others_pct: float, platform: str) -> float:
+    """By how much longer a load may take through other processes that took so many percent of a CPU's cores, as a fraction; 0 where
+    they are tolerated. Its threads wait for the slowest, so what they took may count as if it were of one core; with a core that is
+    shared fairly a thread has half of it and more."""
+    if others_pct <= controls.OTHERS_PCT:
+        return 0.0
+    taken = min(others_pct / 100 * platforms.count(platform), 0.5)
+    return taken / (1 - taken)
 
 
 def _share(outcome: dict[str, Any], found: dict[str, Any]) -> str:

@@ -170,17 +170,18 @@ def judge(name: str, a: list[list[float]], b: list[list[float]]) -> dict[str, An
     """
     direction = metrics.kind(name).direction
     verdict = verdicts.judge_pairs(a, b, direction=direction, delta=DELTA, margin=MARGIN)
-    p = float(stats.ttest_1samp(verdicts.pair_differences(a, b, direction=direction), 0, alternative="greater").pvalue)
+    # Of pairs that do not differ at all there is no t: NaN.
+    p = float(np.nan_to_num(stats.ttest_1samp(verdicts.pair_differences(a, b, direction=direction), 0, alternative="greater").pvalue, nan=1.0))
     return asdict(verdict) | {"p": p, "sentence": f"{estimate(name, verdict)}: {_conclusion(verdict, p)}"}
 
 
 def estimate(name: str, verdict: Verdict) -> str:
     """Effect and interval in words, as fractions of the speed."""
     worse = verdict.effect > 0
-    words = ("slower", "faster") if metrics.kind(name).unit in SPEEDS else ("worse", "better")
-    by, *bounds = (loss(x) * (100 if worse else -100) for x in (verdict.effect, verdict.low, verdict.high))
-    return (f"B is {words[0] if worse else words[1]} than A by {by:.1f} % in {name} "
-            f"({verdict.confidence * 100:.0f} % interval {min(bounds):+.1f} to {max(bounds):+.1f} %)")
+    words = ("slower", "faster", "as fast as") if metrics.kind(name).unit in SPEEDS else ("worse", "better", "no different from")
+    by, *bounds = (round(loss(x) * (100 if worse else -100), 1) + 0.0 for x in (verdict.effect, verdict.low, verdict.high))  # + 0.0: no minus before a 0
+    said = f"{words[0] if worse else words[1]} than A by {by:.1f} %" if by else f"{words[2]} A"
+    return f"B is {said} in {name} ({verdict.confidence * 100:.0f} % interval {min(bounds):+.1f} to {max(bounds):+.1f} %)"
 
 
 def loss(effect: float) -> float:

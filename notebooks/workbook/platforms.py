@@ -161,6 +161,12 @@ def platform_id(exam: Exam) -> str:
     return f"{cpu_id()} x{len(cores())}"
 
 
+def count(platform: str) -> int:
+    """How many GPUs or cores a platform has by its name; 1 where that does not say."""
+    number = platform.rpartition(" x")[2]
+    return int(number) if number.isdecimal() else 1
+
+
 def _address(url: str) -> str:
     """Host, port and path of a URL as one word for a file name; user and password are left out. Raises BadInput if the port is none."""
     parts = urlsplit(url)

@@ -62,7 +62,7 @@ def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weig
         problems.append("the engine gave no times for some requests")
     problems += dict.fromkeys([*behind, *disturbed])
     problems += [f"{name} is gated and could not be measured" for name in lacking]
-    replicas = exam.replicas if exam.engine == "server" else exam.engine_args.get("data_parallel_size", 1) if exam.engine == "async" else 1
+    replicas = expected_replicas(exam)
     if _reaches_all(exam, replicas) and (idle := sorted(set(range(replicas)) - set(done.replica))):
         problems.append(f"{_which(idle)} of {replicas} answered nothing: it is dead, or no request reaches it")
     if exam.ignore_eos and len(short := done[done.output_tokens != done.max_tokens]):
@@ -80,6 +80,11 @@ def check(exam: Exam, requests: pd.DataFrame, generations: pd.DataFrame, *, weig
         problems.append(f"the weights loaded have SHA-256 {weights[:12]}...; key 'weights_sha256' asserts {exam.weights_sha256[:12]}...")
     empty = generations.answer.str.strip().eq("").mean() if len(generations) else 1.0
     return Completeness(expected, len(done), float(empty), float((requests.finish_reason == "length").mean()), problems, unknown)
+
+
+def expected_replicas(exam: Exam) -> int:
+    """How many replicas there are for requests to name: servers, or the data-parallel engines of an `AsyncLLM`."""
+    return exam.replicas if exam.engine == "server" else exam.engine_args.get("data_parallel_size", 1) if exam.engine == "async" else 1
 
 
 def _reaches_all(exam: Exam, replicas: int) -> bool:
