@@ -76,6 +76,10 @@ def test_a_golden_can_be_either(folders, capsys):
 
 def test_other_work_and_missing_runs_get_a_sentence(folders, capsys):
     stored("before", (100.0, 101.0, 99.0))
+    stored("after", (100.0, 101.0, 99.0), work_sha256="v")
+    files.write_json(paths.run_folder("after") / "run.json", {"params": {"run": "x", "num_prompts": 8, "temperature": 0.5, "n": 2}})
+    assert __main__.main(["diff", "before", "after"]) == 2
+    assert "do not compare: they ran with other parameters; key 'num_prompts' is" in (said := capsys.readouterr().err) and "key 'n' is" in said
     stored("after", (100.0, 101.0, 99.0), prompts_sha256="q")
     assert __main__.main(["diff", "before", "after"]) == 2
     assert "do not compare: they ran with other prompts" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 from conftest import ROOT, environment
-from workbook import catalogue, exams, models, params, paths, platforms, runner, sweeps
+from workbook import catalogue, exams, files, models, params, paths, platforms, runner, runs, sweeps
 from workbook.errors import BadInput
 
 BASE = "run: a\nseed: 5\nengine_args:\n  max_num_seqs: 8\n  enforce_eager: true\n"
@@ -115,6 +115,10 @@ def test_set_goes_over_file_and_variant(write):
     assert str(caught.value) == "SET: key 'num_prompts' is on, which YAML reads as true; expected a whole number"
     with pytest.raises(BadInput, match="^params/a.yaml with SET and MODEL: key 'n' is 4: temperature 0 "):
         exams.load("a@one", exams.parse_set("n=4 temperature=0", "/m"))
+    with pytest.raises(BadInput, match="^SET: unknown key 'engine_arg' .*; did you mean 'engine_args'"):
+        exams.load("a@one", exams.parse_set("engine_arg.max_num_seqs=5"))
+    assert set(str(asked).split()) == {"model=/m", "title=", "engine_args.max_num_seqs=64", "temperature=0.5", "n=8"}
+    assert str(exams.parse_set("seed=null")) == "seed=null"
 
 
 @pytest.mark.parametrize("text, message", [
@@ -185,6 +189,30 @@ def test_variants_that_do_not_fit_are_skipped_with_the_reason(write, folders, mo
     assert runner.run("a") == ["SKIPPED", "SKIPPED"]
     result = json.loads((folders / "reports" / "runs" / "a@gpu8" / "result.json").read_text())
     assert (result["status"], result["sentence"]) == ("SKIPPED", "needs an NVIDIA GPU; this machine has none")
+
+
+def test_the_terminal_counts_what_was_skipped(write, folders, monkeypatch, capsys):
+    """Of thirty exams five are taken on a small machine, and their lines have to be found."""
+    monkeypatch.setattr(runner, "summarize", lambda: "")
+    monkeypatch.setattr(platforms, "gpus", lambda: ())
+    write("run: a\nvariants:\n  gpu2: {requires: {device: gpu, gpus: 2}}\n  gpu8: {requires: {device: gpu, gpus: 8}}\n")
+    assert runner.run("a") == 0
+    assert capsys.readouterr().err.count("\n2 SKIPPED: needs an NVIDIA GPU; this machine has none\n") == 1
+
+
+def test_what_was_overridden_stands_on_the_runs_card(write):
+    write("run: a\ntitle: Sums\n")
+    assert runner._load("a", exams.parse_set("num_prompts=8 engine_args.max_num_seqs=4", "/m")).title.startswith("Sums, with ")
+    assert runner._load("a", None).title == runner._load("a", exams.parse_set("")).title == "Sums"
+
+
+def test_a_page_that_is_set_aside_still_leads_to_the_summary(folders):
+    for folder, history in ((paths.run_folder("x"), paths.reports() / "history" / "x"), (paths.reports() / "ab" / "x", paths.reports() / "history" / "ab" / "x")):
+        files.write_text(folder / "compare.html", '<a href="../../index.html">summary</a> <a href="score.html">score</a>')
+        runs.keep(folder, history)
+        page = next(history.glob("*/compare.html"))
+        address = page.read_text().split('"')[1]
+        assert (page.parent / address).resolve() == (paths.reports() / "index.html").resolve() and 'href="score.html"' in page.read_text()
 
 
 # -- pages --------------------------------------------------------------------------------------

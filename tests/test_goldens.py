@@ -71,7 +71,7 @@ def test_another_key_is_no_golden(folders, changes, why):
 
 
 def test_without_any_golden(folders):
-    assert goldens.find("x", goldens.key_of(record()))[1] == f"no golden of 'x' for '{PLATFORM}'; no platform has one; make record RUN=x and then make bless give it one"
+    assert goldens.find("x", goldens.key_of(record()))[1] == f"no golden of 'x' for '{PLATFORM}'; no platform has one; make record RUN=x and then make bless RUN=x REASON=\"...\" give it one"
 
 
 @pytest.mark.parametrize("damage, message", [

@@ -203,6 +203,16 @@ def test_changes_to_goldens_are_none(tmp_path, monkeypatch):
     assert platforms.git_state()["changes"] != changes, "as many files, changed otherwise"
     second = commit()
     assert platforms.same_code(first, second)
+    cell = {"cell_type": "code", "execution_count": None, "id": "a", "metadata": {}, "outputs": [], "source": ["1 + 1"]}
+    book = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    files.write_json(tmp_path / "notebooks/c.ipynb", book)
+    commit()
+    files.write_json(tmp_path / "notebooks/c.ipynb", book | {"cells": [cell | {"execution_count": 1, "outputs": [{"output_type": "stream", "name": "stdout", "text": "2"}], "source": "1 + 1"}]})
+    assert platforms.changed_files() == [] and not platforms.git_state()["dirty"], "as JupyterLab leaves it when it was run"
+    for changed in ({"cells": [cell | {"source": ["1 + 2"]}]}, {"cells": [cell | {"metadata": {"tags": ["parameters"]}}]}, {"cells": []}, {}):
+        files.write_json(tmp_path / "notebooks/c.ipynb", changed)
+        assert platforms.changed_files() == ["notebooks/c.ipynb"] and platforms.git_state()["dirty"]
+    files.write_json(tmp_path / "notebooks/c.ipynb", book)
     files.write_text(tmp_path / "notebooks/b.py", "2")
     assert not platforms.same_code(first, commit()) and not platforms.same_code(first, "unknown") and not platforms.same_code(None, second)
 

@@ -27,6 +27,11 @@ def several(folders):
     return folders
 
 
+def test_a_word_without_an_end_does_not_widen_a_table():
+    assert "overflow-wrap:anywhere" in cards.table(pd.DataFrame({"answer": ["so 1" + "0" * 3000]}))
+    assert "overflow-wrap" not in cards.table(pd.DataFrame({"answer": ["a word " * 100]}))
+
+
 def test_nothing_is_left_out(several):
     assert {r["run"]: r["status"] for r in summary.collect()} == {
         "a": "PASSED", "b": "REGRESSED", "c": "INVALID", "d": "NOT_RUN", "e": "INVALID", "f": "NOT_RUN"}
@@ -76,6 +81,8 @@ def test_what_xml_may_not_hold_costs_no_report():
 def test_cards_escape_and_say_what_is_missing():
     html = cards.run_card(result("<x>", "PASSED", questions=[{"question": "q", "answer": "<script>"}]), ["generate", "score"], {"generate": "g.html"})
     assert "<script>" not in html and "&lt;x&gt;" in html and 'href="g.html"' in html and "score missing" in html
+    assert "no pages: taken in JupyterLab" in cards.run_card(result("x", "PASSED", metrics={"output_tok_s": METRIC}), ["generate", "score"], {})
+    assert "no pages" not in cards.run_card(result("x", "INVALID"), ["generate", "score"], {}), "it was refused"
 
 
 def test_tables_are_for_reading():
@@ -107,6 +114,8 @@ def test_charts_draw_with_and_without_a_golden():
 def test_one_of_a_kind_is_counted_as_one():
     alone = plots.throughput_overview([result("a", "PASSED", metrics={"output_tok_s": METRIC})])
     assert alone.axes[0].get_title(loc="left") == "Throughput against golden (n = 1 run)"
+    new = plots.throughput_overview([result("a", "NO_GOLDEN", metrics={"output_tok_s": METRIC | {"golden_sessions": None, "golden_median": None}})])
+    assert new.axes[0].get_title(loc="left") == "Throughput, no golden (n = 1 run)" and "golden" not in new.axes[0].get_xlabel() and "band" not in new.axes[0].get_xlabel()
     curve = plots.scaling({"x, replicas, against x@gpu1": [(1, 1.0), (2, 1.9)]})
     assert curve.axes[0].get_title() == "Scaling (n = 1 run; higher is better)"
     single = plots.samples_against_golden("output_tok_s", "tok/s", "higher", [[1.0]], None, None)

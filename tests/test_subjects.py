@@ -146,7 +146,7 @@ BAD_FILES = [
      "{path} line 1: key 'answer' is 'B' and key 'scorers' is ['numeric'], which compare numbers; expected a number, or scorers: []"),
     ([], {}, "subject 'jsonl' ({path}) has no prompts; expected at least one"),
     ([GOOD], {}, "key 'num_prompts' is 2: subject 'jsonl' has 1; expected at most that, or repeat_prompts: true"),
-    ([GOOD, GOOD], {"subject_args": {"promt": "x"}}, "key 'subject_args' has 'promt'; expected names of the fields prompt, answer and id"),
+    ([GOOD, GOOD], {"subject_args": {"promt": "x"}}, "key 'subject_args' has 'promt'; expected names of the fields prompt, answer and id (subject_args=null in SET takes away what the run's file has)"),
     ([{"prompt": "word " * 300}, GOOD], {"chat_template": False},
      "prompt 0 has 301 tokens and needs 1 more for its answer: the window is 200 (engine_args.max_model_len, or the model's own); expected at most 200 together; "
      "it begins 'word word word word word word word word '"),
@@ -170,8 +170,16 @@ def test_a_wrong_file_gets_a_sentence(tokenizer, tmp_path, lines, values, senten
 
 
 def test_a_missing_file(tokenizer):
-    with pytest.raises(BadInput, match="key 'subject_path' is '/no/where.jsonl': no such file; expected the prompts of subject 'jsonl'"):
-        subjects.questions(exam(subject="jsonl", subject_path="/no/where.jsonl"), tokenizer)
+    for asked in (subjects.require, lambda exam: subjects.questions(exam, tokenizer)):
+        with pytest.raises(BadInput, match="key 'subject_path' is '/no/where.jsonl': no such file; expected the prompts of subject 'jsonl'"):
+            asked(exam(subject="jsonl", subject_path="/no/where.jsonl"))
+
+
+def test_options_of_another_subject_are_refused_before_any_prompt_is_read(tmp_path):
+    """As smoke's own, joined with those of SET."""
+    (tmp_path / "p.jsonl").write_text("")
+    with pytest.raises(BadInput, match="key 'subject_args' has 'min_terms'; expected names of the fields prompt, answer and id .subject_args=null in SET takes away"):
+        subjects.require(exam(subject="jsonl", subject_path=str(tmp_path / "p.jsonl"), subject_args={"prompt": "question", "min_terms": 2}))
 
 
 def test_prompts_are_repeated_only_where_asked(tokenizer, tmp_path):

@@ -10,6 +10,9 @@ COLOURS = {"PASSED": "#1a7f37", "IMPROVED": "#0969da", "REGRESSED": "#cf222e", "
 MARKS = {"PASSED": "✓", "IMPROVED": "▲", "REGRESSED": "▼", "INVALID": "✗", "INCONCLUSIVE": "?", "NO_GOLDEN": "○",
          "SKIPPED": "–", "NOT_RUN": "–"}
 
+LONG_WORD = 60
+"""A word of more characters is broken where the table ends: a model that loops may have written one of thousands."""
+
 
 def show(*fragments: str) -> None:
     """Display HTML in the running notebook."""
@@ -30,7 +33,7 @@ def verdict(status: str, sentence: str, questions: Iterable[dict[str, str]] = ()
         sentence = sentence.replace(f"; {q['answer']}", "")
     rows = "".join(f'<tr><th style="text-align:left;vertical-align:top;white-space:nowrap;padding:.4em 1.2em .4em 0">{html.escape(q["question"])}</th>'
                    f'<td style="text-align:left;padding:.4em 0">{html.escape(q["answer"])}</td></tr>' for q in questions)
-    table = f'<table style="border-collapse:collapse;margin-top:1em;font-size:1em">{rows}</table>' if rows else ""
+    table = f'<table class="answers" style="border-collapse:collapse;margin-top:1em;font-size:1em">{rows}</table>' if rows else ""
     return (f'<div style="border-left:.4em solid {COLOURS[status]};padding:.6em 1.2em;background:#f6f8fa;color:#1f2328;max-width:62em">'
             f'<p style="font-size:1.15em;margin:.2em 0">{badge(status)}&nbsp; {html.escape(sentence)}</p>{table}</div>')
 
@@ -43,7 +46,9 @@ def run_card(result: dict[str, Any], pages: list[str], links: dict[str, str]) ->
         links: address of those that are there.
     """
     parts = [f'<a href="{html.escape(links[p])}">{html.escape(p)}</a>' if p in links else f'<span style="color:#6e7781">{html.escape(p)} missing</span>' for p in pages]
-    below = "" if result["status"] in ("SKIPPED", "NOT_RUN") else f'<p style="margin:.6em 0 0">{" · ".join(parts)}</p>'
+    # JupyterLab and plain papermill leave the results here, and what was run where it was.
+    below = " · ".join(parts) if links else "no pages: taken in JupyterLab or by plain papermill" if result["metrics"] else ""
+    below = "" if result["status"] in ("SKIPPED", "NOT_RUN") or not below else f'<p style="margin:.6em 0 0">{below}</p>'
     return (f'<section id="{html.escape(result["run"])}" style="margin:1.6em 0"><h3 style="margin:.2em 0">{html.escape(result["run"])}'
             f'<span style="font-weight:400;color:#57606a">&ensp;{html.escape(result["title"])}</span></h3>'
             f'{verdict(result["status"], result["sentence"], result["questions"])}{below}</section>')
@@ -64,10 +69,12 @@ def table(frame: pd.DataFrame, caption: str = "") -> str:
         if isinstance(value, float):
             return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.4g}"
         return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    def broken(text: str) -> str:
+        return ";overflow-wrap:anywhere" if any(len(word) > LONG_WORD for word in text.split()) else ""
     numeric = [c for c in frame if pd.api.types.is_numeric_dtype(frame[c])]
     head = "".join(f'<th style="text-align:{"right" if c in numeric else "left"};padding:.2em .8em">{html.escape(str(c))}</th>' for c in frame)
     head = f"<thead><tr>{head}</tr></thead>" if any(str(c).strip() for c in frame) else ""
-    body = "".join("<tr>" + "".join(f'<td style="text-align:{"right" if c in numeric else "left"};padding:.2em .8em;white-space:pre-wrap">{html.escape(shown(v))}</td>'
+    body = "".join("<tr>" + "".join(f'<td style="text-align:{"right" if c in numeric else "left"};padding:.2em .8em;white-space:pre-wrap{broken(shown(v))}">{html.escape(shown(v))}</td>'
                                     for c, v in zip(frame.columns, row, strict=True)) + "</tr>" for row in frame.itertuples(index=False))
     title = f'<caption style="text-align:left;font-weight:600;padding:.4em .8em">{html.escape(caption)}</caption>' if caption else ""
     # A text with dollar signs is no formula for JupyterLab's MathJax.

@@ -6,7 +6,7 @@ import pandas as pd
 
 from workbook import accuracy, drift, files, goldens, machine, metrics, paths, quality, results, suspects
 from workbook.errors import BadInput
-from workbook.params import Exam, Gate
+from workbook.params import WORK_KEYS, Exam, Gate
 from workbook.statuses import overall
 
 
@@ -65,6 +65,11 @@ def compare(a: goldens.Golden, b: goldens.Golden, exam: Exam | None = None) -> t
     return [f"{status}: {sentence.replace('the golden', 'A')}" for status, sentence in parts], _medians(a, b), overall([status for status, _ in parts])
 
 
+def _other_work(a: Exam | None, b: Exam | None) -> str:
+    """The parameters that make the work of two exams another, with both values; of goldens they are not known."""
+    return "".join(f"; key '{key}' is {one!r} and {other!r}" for key in WORK_KEYS if a and b and (one := getattr(a, key)) != (other := getattr(b, key)))
+
+
 def _machine(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> dict:
     """Whether the machine ran at the same speed for both; of two platforms the report says that they differ."""
     if a.key.platform != b.key.platform:
@@ -90,7 +95,10 @@ def _counted(run: goldens.Golden) -> str:
 def report(one: str, other: str) -> tuple[str, str]:
     """The text of a comparison of two stored runs, and its status. Raises BadInput as `load` and `compare`."""
     (a, before), (b, exam) = load(one), load(other)
-    sentences, table, status = compare(a, b, exam or before)
+    try:
+        sentences, table, status = compare(a, b, exam or before)
+    except BadInput as error:
+        raise BadInput(f"{error}{_other_work(before, exam)}") from None
     lines = [f"A  {one}  ({a.run}, {a.key.platform}, {_counted(a)} from {a.recorded[0]})",
              f"B  {other}  ({b.run}, {b.key.platform}, {_counted(b)} from {b.recorded[0]})", "", *sentences]
     if a.key.platform != b.key.platform:

@@ -2,6 +2,7 @@
 import ast
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,16 @@ class Written:
     """Values by key, and where each was written by its path of keys (the leaves of nested mappings too)."""
     values: dict[str, Any]
     places: dict[KeyPath, Place]
+
+    def __str__(self) -> str:
+        """As SET has it: `n=8 engine_args.max_num_seqs=64`."""
+        def words(values: dict[str, Any], before: str = "") -> Iterator[str]:
+            for key, value in values.items():
+                if isinstance(value, dict) and value:
+                    yield from words(value, f"{before}{key}.")
+                else:
+                    yield f"{before}{key}={'null' if value is None else value}"
+        return " ".join(words(self.values))
 
     def over(self, other: "Written", keep: bool = False) -> "Written":
         """Both; where both have a key this one's value stands. Mappings are joined key by key, and null takes a key away, or

@@ -184,7 +184,7 @@ def find(run: str, key: Key) -> tuple[Golden | None, str]:
         others = sorted(p.parent.name for p in paths.goldens().glob(f"*/{run}.json"))
         nearest = difflib.get_close_matches(key.platform, others, n=1, cutoff=0.0)
         known = f"the nearest with one is '{nearest[0]}'" if nearest else "no platform has one"
-        return None, f"no golden of '{run}' for '{key.platform}'; {known}; make record RUN={run} and then make bless give it one"
+        return None, f"no golden of '{run}' for '{key.platform}'; {known}; make record RUN={run} and then make bless RUN={run} REASON=\"...\" give it one"
     golden = read(path)
     if golden.run != run:
         raise BadInput(f"{path}: key 'run' is '{golden.run}'; expected '{run}'")

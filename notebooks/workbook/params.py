@@ -326,7 +326,7 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 def _sentence(source: str, error: dict, places: Mapping[tuple[str, ...], Place]) -> str:
     loc = tuple(str(part) for part in error["loc"])
-    place = places.get(loc, Place(source))
+    place = places.get(loc) or Place(next((p.where for path, p in places.items() if loc and path[:len(loc)] == loc), source))
     key, value = ".".join(loc), error["input"]
     if error["type"] == "extra_forbidden":
         known = list((SECTIONS.get(loc[0], Exam) if len(loc) > 1 else Exam).model_fields)

@@ -2,6 +2,7 @@
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -262,13 +263,31 @@ TRACKED = ("--", ".", ":!goldens")
 
 
 def changed_files() -> list[str]:
-    """Tracked files with uncommitted changes (of `TRACKED`); empty outside git."""
-    return (git("diff", "--name-only", "HEAD", *TRACKED) or "").splitlines()
+    """Tracked files with uncommitted changes (of `TRACKED`); empty outside git. A notebook that was run in JupyterLab, which saves its
+    outputs in it, is not changed by that."""
+    return [name for name in (git("diff", "--name-only", "--relative", "HEAD", *TRACKED) or "").splitlines() if not _only_run(name)]
+
+
+def _only_run(name: str) -> bool:
+    """Whether a changed file is a notebook with the cells that it has in git."""
+    if not name.endswith(".ipynb"):
+        return False
+    try:
+        before, now = (_cells(text) for text in (git("show", f"HEAD:./{name}") or "", (paths.ROOT / name).read_text()))
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return before == now
+
+
+def _cells(notebook: str) -> list[tuple]:
+    """What of a notebook decides what it does: each cell's type, source and tags."""
+    return [(cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags", [])) for cell in json.loads(notebook)["cells"]]
 
 
 def git_state() -> dict[str, str | bool]:
     """Commit of the checkout, whether it has uncommitted changes (`changed_files`), and if so their hash; commit `unknown` outside git."""
-    changes = git("diff", "--no-ext-diff", "--no-color", "--full-index", "HEAD", *TRACKED) or ""
+    names = changed_files()
+    changes = git("diff", "--no-ext-diff", "--no-color", "--full-index", "HEAD", "--", *names) or "" if names else ""
     return {"commit": git("rev-parse", "HEAD") or "unknown", "dirty": bool(changes)} | ({"changes": hashlib.sha256(changes.encode()).hexdigest()[:12]} if changes else {})
 
 

@@ -56,14 +56,14 @@ def samples_against_golden(name: str, unit: str, direction: str, sessions: list[
     for x, (_, values, colour, marker) in enumerate(groups):
         spread = np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else [0]
         axes.scatter(x + np.asarray(spread), values, color=colour, marker=marker, s=36, zorder=3)
-        axes.hlines(np.mean(values), x - 0.3, x + 0.3, color=colour, lw=2)
+        axes.hlines(np.mean(values), x - 0.3, x + 0.3, color=colour, lw=2, label="mean of a session" if x == len(groups) - 1 else None)
     if golden:
         mean = float(np.exp(np.mean([np.mean(np.log(s)) for s in golden])))
         axes.axhline(mean, color="C0", lw=1, ls="--", label="golden mean")
         if delta is not None:
             limit = mean * (1 - delta) if direction == "higher" else mean / (1 - delta)  # of the speed
             axes.axhspan(min(mean, limit), max(mean, limit), color="C0", alpha=0.12, label=f"tolerated loss, {delta:.0%}")
-        axes.legend(loc="best", frameon=False, fontsize=8)
+    axes.legend(loc="best", frameon=False, fontsize=8)
     axes.set_xticks(range(len(groups)), [g[0] for g in groups])
     axes.set_ylabel(unit)
     axes.set_title(f"{name} by session ({counted(sum(len(g[1]) for g in groups), 'repetition')}; {direction} is better)", fontsize=10)
@@ -149,8 +149,8 @@ def sweep(metrics: dict[str, dict]) -> Figure:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))  # 40,000 and not 4 x 10^4
     axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.set_xlabel("requests at a time")
-    axes.set_ylabel("output tok/s")
+    axes.set_xlabel("requests at a time, log scale")
+    axes.set_ylabel("output tok/s, log scale")
     axes.set_title(f"Throughput by requests at a time ({counted(sum(len(s) for s in rows[0][1]['sessions']), 'repetition')}; higher is better)", fontsize=10)
     axes.legend(loc="best", frameon=False, fontsize=8)
     return figure
@@ -253,10 +253,12 @@ def throughput_overview(results: list[dict]) -> Figure | None:
         axes.annotate(f"{np.median(values):,.0f} tok/s" + ("" if golden else " (no golden)"), (1.0, y), xycoords=("axes fraction", "data"),
                       ha="left", va="center", fontsize=9)
     axes.axvline(100, color="C0", lw=1, ls="--")
+    held = [delta for _, metric, delta in rows if metric["golden_median"]]
     axes.set_yticks(range(len(rows)), [r[0] for r in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel("output tok/s of each repetition, % of the golden's median or, without one, of its own (band: tolerated loss; higher is better)", fontsize=9)
-    axes.set_title(f"Throughput against golden ({counted(len(rows), 'run')})", fontsize=10, loc="left", pad=20)
+    against = "the golden's median or, without one, of its own" if held else "the run's own median"
+    axes.set_xlabel(f"output tok/s of each repetition, % of {against} ({'band: tolerated loss; ' if any(held) else ''}higher is better)", fontsize=9)
+    axes.set_title(f"Throughput{' against golden' if held else ', no golden'} ({counted(len(rows), 'run')})", fontsize=10, loc="left", pad=20)
     handles, labels = axes.get_legend_handles_labels()
     each = dict(zip(labels, handles, strict=True))
     axes.legend(each.values(), each.keys(), loc="lower left", bbox_to_anchor=(-0.02, 0.97), ncol=len(each), fontsize=8, frameon=False, handletextpad=0.1, columnspacing=1.0)

@@ -6,11 +6,12 @@ import shutil
 import sys
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from workbook import cards, exams, executor, files, goldens, models, pages, paths, platforms, runs, schemas, summary
+from workbook import cards, exams, executor, files, goldens, models, pages, paths, platforms, runs, schemas, subjects, summary
 from workbook.errors import BadInput
 from workbook.exams import Written
 from workbook.params import Exam
@@ -72,16 +73,23 @@ def run(name: str, overrides: Written | None = None, strict: bool = False) -> in
     if len(found) > 1:
         with Reports():
             return _report(_run_several(found, overrides), strict)
-    exam = exams.load(found[0], overrides)
+    exam = _load(found[0], overrides)
     _require(exam)
     with Reports():
         return _report([run_one(exam)], strict)
 
 
+def _load(name: str, overrides: Written | None) -> Exam:
+    """A run as it is to be taken. What was overridden stands in its title: the reader of its card is another than who typed it."""
+    exam = exams.load(name, overrides)
+    return exam.model_copy(update={"title": f"{exam.title or exam.run}, with {overrides}"}) if overrides and overrides.values else exam
+
+
 def _require(exam: Exam) -> None:
-    """What a run needs. Raises BadInput: this machine cannot take it, there is no such model, or its golden cannot be read."""
+    """What a run needs. Raises BadInput: this machine cannot take it, there is no such model or file of questions, or its golden cannot be read."""
     platforms.require(exam)
     models.resolve(exam)
+    subjects.require(exam)
     goldens.require_readable(exam)
 
 
@@ -210,7 +218,7 @@ def _run_several(names: list[str], overrides: Written | None = None) -> list[str
     found, statuses = [], []
     for name in names:
         try:
-            found.append(exams.load(name, overrides))
+            found.append(_load(name, overrides))
         except BadInput as error:
             statuses.append(_stop(name, "INVALID", str(error)))
     return statuses + [run_one(exam) for exam in found]
@@ -240,9 +248,12 @@ def _report(statuses: list[str], strict: bool) -> int:
     width = max(shutil.get_terminal_size((120, 24)).columns, 100)
     say("")
     found = summary.collect()
-    for r in found:
-        if r["status"] != "NOT_RUN":
-            say(f"{r['run']:32} {r['status']:13} {r['sentence']}"[:width])
+    skipped = Counter(r["sentence"] for r in found if r["status"] == "SKIPPED")
+    taken = [r for r in found if r["status"] not in ("NOT_RUN", "SKIPPED")]
+    for r in taken:
+        say(f"{r['run']:{max(len(r['run']) for r in taken)}}  {r['status']:13} {r['sentence']}"[:width])
+    for reason, count in skipped.items():
+        say(f"{count} SKIPPED: {reason}")
     if missing := sum(r["status"] == "NOT_RUN" for r in found):
         say(f"{missing} more have not been run on this machine (python -m workbook list)")
     if problem:

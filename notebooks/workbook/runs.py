@@ -1,5 +1,6 @@
 """A run's folder under `reports/runs/`: what its notebooks leave for each other and for the report."""
 import datetime
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,10 @@ def keep(folder: Path, history: Path) -> None:
     place = history / changed.strftime("%Y%m%dT%H%M%S.%fZ")
     place.parent.mkdir(parents=True, exist_ok=True)
     folder.rename(place)
+    summary = paths.reports() / "index.html"
+    before, after = (f'href="{os.path.relpath(summary, at)}"' for at in (folder, place))
+    for page in place.glob("*.html"):
+        files.write_text(page, page.read_text().replace(before, after))
 
 
 def write_record(folder: Path, exam: Exam, **record: Any) -> None:

@@ -73,6 +73,18 @@ def questions(exam: Exam, tokenizer: Tokenizer, window: int = 0) -> list[Questio
     return found
 
 
+def require(exam: Exam) -> None:
+    """What can be said of an exam's questions before any is read.
+
+    Raises:
+        BadInput: there is no such file, or subject `jsonl` has no such option.
+    """
+    if exam.subject_path:
+        _file(exam)
+    if exam.subject == "jsonl":
+        _names(exam)
+
+
 def prompt_set_sha256(found: list[Question]) -> str:
     """Hash of what is asked: rendered texts (or token ids), limits and right answers, in order."""
     rows = [[q.text or q.token_ids, q.max_tokens, q.gold] for q in found]
@@ -142,11 +154,7 @@ def gsm8k(exam: Exam, _: Tokenizer) -> Iterator[Prompt]:
 def jsonl(exam: Exam, _: Tokenizer) -> Iterator[Prompt]:
     """A user's own prompts, in the file's order: a JSON object a line, with `prompt`, and `answer` (the right
     one) and `id` where there are some. Options: other names for these three, such as {prompt: question}."""
-    names = {"prompt": "prompt", "answer": "answer", "id": "id"}
-    for key in exam.subject_args:
-        if key not in names:
-            raise BadInput(f"key 'subject_args' has {key!r}; expected names of the fields prompt, answer and id")
-    names |= exam.subject_args
+    names = _names(exam)
     seen: dict[str, str] = {}
     for where, row in _lines(exam):
         if names["id"] in row:
@@ -160,6 +168,14 @@ def jsonl(exam: Exam, _: Tokenizer) -> Iterator[Prompt]:
         if exam.scorers and not scorers.gold_values(str(gold)):
             raise BadInput(f"{where}: key '{names['answer']}' is {gold!r} and key 'scorers' is {exam.scorers}, which compare numbers; expected a number, or scorers: []")
         yield Prompt(_field(row, names["prompt"], where), gold=None if gold is None else str(gold))
+
+
+def _names(exam: Exam) -> dict[str, str]:
+    """The names of the fields of a file of prompts."""
+    names = {"prompt": "prompt", "answer": "answer", "id": "id"}
+    if other := [key for key in exam.subject_args if key not in names]:
+        raise BadInput(f"key 'subject_args' has {other[0]!r}; expected names of the fields prompt, answer and id (subject_args=null in SET takes away what the run's file has)")
+    return names | exam.subject_args
 
 
 def random(exam: Exam, tokenizer: Tokenizer) -> Iterator[Prompt]:
