@@ -82,6 +82,7 @@ def test_cards_escape_and_say_what_is_missing():
     html = cards.run_card(result("<x>", "PASSED", questions=[{"question": "q", "answer": "<script>"}]), ["generate", "score"], {"generate": "g.html"})
     assert "<script>" not in html and "&lt;x&gt;" in html and 'href="g.html"' in html and "score missing" in html
     assert "no pages: taken in JupyterLab" in cards.run_card(result("x", "PASSED", metrics={"output_tok_s": METRIC}), ["generate", "score"], {})
+    assert cards.verdict("NO_GOLDEN", "no golden of x", [{"question": "Faster?", "answer": "no golden of x"}]).count("no golden of x") == 1
     assert "no pages" not in cards.run_card(result("x", "INVALID"), ["generate", "score"], {}), "it was refused"
 
 
