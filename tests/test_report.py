@@ -176,6 +176,9 @@ def test_earlier_results_are_kept(folders):
     kept = [json.loads(p.read_text())["seconds"] for p in sorted((folders / "reports" / "history" / "a").glob("*/result.json"))]
     assert kept == [1, 2] and files.read_json(paths.run_folder("a") / "result.json")["seconds"] == 3
     assert [r["status"] for r in summary.history()] == ["PASSED", "PASSED"]
+    for status in ("SKIPPED", "PASSED"):
+        files.write_json(runs.start("b") / "result.json", result("b", status))
+    assert [r["run"] for r in summary.history()] == ["a", "a"], "what this machine could not take is no result of it"
 
 
 def test_a_run_without_results_says_what_to_do(folders):

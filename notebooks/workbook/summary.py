@@ -56,13 +56,15 @@ def links(run: str) -> dict[str, str]:
 
 
 def history() -> list[dict[str, Any]]:
-    """Earlier results of the runs, the latest first."""
+    """Earlier results of the runs, the latest first; that one could not be taken on this machine is none."""
     rows = []
     for path in sorted((paths.reports() / "history").glob("*/*/result.json"), key=lambda p: p.parent.name, reverse=True):
         try:
             result = schemas.read_result(path)
         except BadInput as error:
             result = schemas.stopped(path.parent.parent.name, "INVALID", str(error))
+        if result["status"] == "SKIPPED":
+            continue
         rows.append({"run": result["run"], "finished": result.get("finished") or "–", "status": result["status"],
                      "output tok/s": throughput(result).get("median"), "kept in": str(path.parent.relative_to(paths.reports()))})
     return rows
