@@ -70,8 +70,10 @@ def table(frame: pd.DataFrame, caption: str = "") -> str:
         if isinstance(value, float):
             return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.4g}"
         return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
     def broken(text: str) -> str:
         return ";overflow-wrap:anywhere" if any(len(word) > LONG_WORD for word in text.split()) else ""
+
     numeric = [c for c in frame if pd.api.types.is_numeric_dtype(frame[c])]
     head = "".join(f'<th style="text-align:{"right" if c in numeric else "left"};padding:.2em .8em">{html.escape(str(c))}</th>' for c in frame)
     head = f"<thead><tr>{head}</tr></thead>" if any(str(c).strip() for c in frame) else ""
