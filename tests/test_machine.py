@@ -1,5 +1,7 @@
 """What depends on the machine: platform, controls, and what engines are started with."""
+import dataclasses
 import os
+import re
 import sys
 import time
 import types
@@ -7,7 +9,7 @@ import types
 import psutil
 import pytest
 from workbook import controls, cores, params, paths, platforms
-from workbook.engines import base
+from workbook.engines import arguments, base
 from workbook.errors import BadInput, Stopped
 
 EXAM = params.check({"run": "x"})
@@ -216,12 +218,41 @@ def test_the_peak_of_the_kv_cache_is_that_since_it_was_last_asked():
     assert engine.kv_cache_peak() == 0
 
 
-def test_wrong_engine_arguments_are_said_by_name():
-    known = ["max_model_len", "enforce_eager", "model"]
-    base.check_names({"max_model_len": 1}, known)
-    with pytest.raises(BadInput, match="key 'engine_args' has 'max_modle_len' .value 1.; expected an argument of vLLM's engine; did you mean 'max_model_len'.$"):
-        base.check_names({"max_modle_len": 1}, known)
-    with pytest.raises(BadInput, match="key 'engine_args' has 'model' .value 'x'.; use key 'model'"):
-        base.check_names({"model": "x"}, known)
+@pytest.mark.parametrize("engine, given, said", [
+    ("offline", {"max_modle_len": 1}, "key 'engine_args' has 'max_modle_len' (value 1); expected an argument of vLLM's engine; did you mean 'max_model_len'?"),
+    ("async", {"api_server_count": 2}, "key 'engine_args' has 'api_server_count' (value 2); expected an argument of vLLM's engine"),
+    ("server", {"max_num_seq": 8}, "key 'engine_args' has 'max_num_seq' (value 8); expected an argument of vLLM's server; did you mean 'max_num_seqs'?"),
+    ("server", {"model": "x"}, "key 'engine_args' has 'model' (value 'x'); use key 'model'"),
+])
+def test_wrong_engine_arguments_are_said_by_name(engine, given, said):
+    with pytest.raises(BadInput, match=f"^{re.escape(said)}"):
+        arguments.require(params.check({"run": "x", "engine": engine, "engine_args": given}))
+
+
+def test_every_argument_of_the_installed_vllm_is_known():
+    """Of the engine's fields, and of the options that `vllm serve` itself takes here."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    fields = {field.name: 1 for field in dataclasses.fields(AsyncEngineArgs) if field.name not in ("model", "load_format") and "_parallel_" not in field.name}
+    arguments.require(params.check({"run": "x", "engine": "async", "engine_args": fields}))
+    parser = ServeSubcommand().subparser_init(FlexibleArgumentParser().add_subparsers())
+    words = {word[2:].replace("-", "_"): 1 for action in parser._actions for word in action.option_strings if word.startswith("--")}
+    assert len(words) > 200 and "no_enable_prefix_caching" in words
+    kept = {word: 1 for word in words if word not in ("model", "load_format") and "_parallel_" not in word}
+    arguments.require(params.check({"run": "x", "engine": "server", "engine_args": kept}))
+
+
+def test_where_vllm_has_no_source_to_read_nothing_is_refused(tmp_path, monkeypatch):
+    exam = params.check({"run": "x", "engine_args": {"max_modle_len": 1}})
+    for folder in (None, tmp_path):
+        monkeypatch.setattr(arguments, "_folder", lambda: folder)
+        arguments.require(exam)
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "arg_utils.py").write_text("class EngineArgs(:\n")
+    arguments.require(exam)
+
+
+def test_the_size_of_a_parallel_engine_is_a_number():
     with pytest.raises(BadInput, match="key 'engine_args' has the parallel size 'two'; expected a whole number from 1 on"):
         platforms.require(params.check({"run": "x", "engine_args": {"tensor_parallel_size": "two"}}))

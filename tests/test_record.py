@@ -179,6 +179,18 @@ def test_a_changed_checkout_is_refused(place, monkeypatch):
         recording.record("quick")
 
 
+@pytest.mark.parametrize("take", [recording.record, runner.run])
+def test_an_argument_that_vllm_does_not_know_is_refused(place, take):
+    params_file = place / "params" / "own.yaml"
+    params_file.write_text("run: own\nengine_args: {max_num_seq: 8}\n")
+    try:
+        with pytest.raises(BadInput, match="^key 'engine_args' has 'max_num_seq' .value 8.; expected an argument of vLLM's engine; did you mean 'max_num_seqs'"):
+            take("own")
+    finally:
+        params_file.unlink()
+    assert not paths.run_folder("own").exists() and not candidates.path_of("own").exists()
+
+
 def test_changes_to_goldens_are_none(tmp_path, monkeypatch):
     monkeypatch.delenv("GIT_DIR", raising=False)
     for words in (("init", "-q"), ("config", "user.name", "x"), ("config", "user.email", "x@example.org")):

@@ -141,6 +141,13 @@ def test_a_sweep_that_cannot_be(tiny, old, new, said):
         sweeps.load("tiny")
 
 
+def test_a_setting_that_vllm_does_not_know_ends_a_sweep_before_its_first_visit(tiny):
+    (tiny / "params" / "tune" / "tiny.yaml").write_text(SWEEP.replace("max_num_seqs: 8", "max_num_seq: 8"))
+    with pytest.raises(BadInput, match=r"^params/tune/tiny.yaml: variant 'seqs-8': key 'engine_args' has 'max_num_seq' \(value 8\); expected an argument of vLLM's engine; did you mean 'max_num_seqs'\?$"):
+        tune.take("tiny")
+    assert not paths.tune_folder("tiny").exists()
+
+
 def test_a_run_without_a_sweep(tiny):
     (tiny / "params" / "other.yaml").write_text("run: other\n")
     with pytest.raises(BadInput, match=r"^params/tune/other.yaml: no such sweep; expected the settings to try on 'other' \(there are sweeps of tiny\)$"):

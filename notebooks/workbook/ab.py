@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from workbook import exams, executor, files, metrics, models, pages, paired, paths, platforms, runs, verdicts, visit
+from workbook import exams, executor, files, metrics, pages, paired, paths, runs, verdicts, visit
 from workbook.errors import BadInput
 from workbook.exams import Written
 from workbook.paired import Experiment
 from workbook.params import Exam
-from workbook.runner import Reports, say
+from workbook.runner import Reports, require, say
 from workbook.statuses import exit_code
 
 UNDER_TEST = ("model", "weights_sha256", "endpoint", "engine_args", "env")
@@ -40,9 +40,8 @@ def take(run: str, sets: dict[str, str], pythons: dict[str, str], pairs: int, ov
         raise BadInput(f"PAIRS is {pairs}; expected an even number from {FEWEST} on: fewer pairs seldom show a loss of 3 %, and drift cancels only "
                        "where A comes first as often as B")
     both = variants(run, sets, overrides)
-    for exam in both.values():
-        platforms.require(exam)
-        models.resolve(exam)
+    for side, exam in both.items():
+        require(exam, own_engine=not pythons[side])
     found = {side: interpreter(side, pythons[side], both[side]) for side in both}
     with Reports():
         folder = paths.ab_folder(run)

@@ -1,6 +1,6 @@
 """Recording: engine sessions one after the other, pooled into a candidate golden."""
 
-from workbook import candidates, drift, exams, files, goldens, models, platforms, runner, runs, schemas
+from workbook import candidates, drift, exams, files, goldens, platforms, runner, runs, schemas
 from workbook.errors import BadInput
 from workbook.exams import Written
 from workbook.goldens import Golden
@@ -30,8 +30,7 @@ def record(name: str, overrides: Written | None = None, sessions: int = candidat
     candidate = _extended(exam) if add else None
     _refuse_unreadable(exam)
     _refuse_changes()
-    platforms.require(exam)
-    models.resolve(exam)
+    runner.require(exam)
     as_run = exams.load(name)  # with as many repetitions as a run has, fewer than a recording, which show less
     with runner.Reports():
         candidates.keep(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from workbook import cards, exams, executor, files, goldens, models, pages, paths, platforms, runs, schemas, subjects, summary
+from workbook.engines import arguments
 from workbook.errors import BadInput
 from workbook.exams import Written
 from workbook.params import Exam
@@ -74,7 +75,8 @@ def run(name: str, overrides: Written | None = None, strict: bool = False) -> in
         with Reports():
             return _report(_run_several(found, overrides), strict)
     exam = _load(found[0], overrides)
-    _require(exam)
+    require(exam)
+    goldens.require_readable(exam)
     with Reports():
         return _report([run_one(exam)], strict)
 
@@ -85,12 +87,20 @@ def _load(name: str, overrides: Written | None) -> Exam:
     return exam.model_copy(update={"title": f"{exam.title or exam.run}, with {overrides}"}) if overrides and overrides.values else exam
 
 
-def _require(exam: Exam) -> None:
-    """What a run needs. Raises BadInput: this machine cannot take it, there is no such model or file of questions, or its golden cannot be read."""
+def require(exam: Exam, own_engine: bool = True) -> None:
+    """What an exam needs, before anything starts.
+
+    Args:
+        own_engine: it is taken with this interpreter's vLLM.
+
+    Raises:
+        BadInput: this machine cannot take it, there is no such model or file of questions, or vLLM has no such engine argument.
+    """
     platforms.require(exam)
+    if own_engine:
+        arguments.require(exam)
     models.resolve(exam)
     subjects.require(exam)
-    goldens.require_readable(exam)
 
 
 def run_one(exam: Exam) -> str:
@@ -99,7 +109,8 @@ def run_one(exam: Exam) -> str:
     try:
         if reason := platforms.unmet(exam):
             return _stop(exam.run, "SKIPPED", reason, exam)
-        _require(exam)
+        require(exam)
+        goldens.require_readable(exam)
         runs.set_aside(exam.run)
         return _take(exam, runs.start(exam.run))
     except BadInput as error:

@@ -3,10 +3,11 @@ import contextlib
 from dataclasses import replace
 from pathlib import Path
 
-from workbook import best, executor, files, metrics, models, pages, paths, platforms, runs, sweeps, tuning, visit
+from workbook import best, executor, files, metrics, pages, paths, platforms, runs, sweeps, tuning, visit
+from workbook.engines import arguments
 from workbook.errors import BadInput
 from workbook.exams import Written
-from workbook.runner import Reports, say
+from workbook.runner import Reports, require, say
 from workbook.statuses import exit_code
 from workbook.sweeps import COMBINED, UNTUNED
 from workbook.tuning import Tuning
@@ -23,13 +24,13 @@ def take(run: str, rounds: int = 1, only: str = "", overrides: Written | None = 
         only, overrides: as `sweeps.load`.
 
     Raises:
-        BadInput: before any visit, as `sweeps.load`; too few rounds, or this machine cannot take the run.
+        BadInput: before any visit, as `sweeps.load` and `runner.require`; too few rounds, or vLLM has no such engine argument as a setting.
     """
     if rounds < 1:
         raise BadInput(f"ROUNDS is {rounds}; expected 1 or more, the visits of each setting")
     sweep = sweeps.load(run, overrides, only)
-    platforms.require(sweep.untuned)
-    models.resolve(sweep.untuned)
+    require(sweep.untuned)
+    _require_known(sweep)
     with Reports():
         runs.keep(paths.tune_folder(run), _history(run))
         found = Tuning(run, runs.now(), rounds, sweep.settings, [], [])
@@ -48,8 +49,7 @@ def go_on(run: str, strict: bool = False) -> int:
     """
     with Reports():
         found = tuning.read(run)
-        platforms.require(found.untuned)
-        models.resolve(found.untuned)
+        require(found.untuned)
         if other := _other(found):
             raise BadInput(f"run '{run}' cannot be tuned on from where it stopped: {'; '.join(other)}; expected what its visits had, or make tune RUN={run} without ADD=1, which begins anew")
         made = {v.name for v in found.visits if v.problem != visit.INTERRUPTED}
@@ -59,6 +59,14 @@ def go_on(run: str, strict: bool = False) -> int:
         tuning.write_plan(replace(found, stopped=""))
         say(f"\n{run}: {found.untuned.title}\n  {len(made)} of {len(tuning.order(list(found.settings), found.rounds))} visits are made")
         return _to_the_end(run, strict)
+
+
+def _require_known(sweep: sweeps.Sweep) -> None:
+    for name, exam in sweep.settings.items():
+        try:
+            arguments.require(exam)
+        except BadInput as error:
+            raise BadInput(f"params/tune/{sweep.run}.yaml: variant '{name}': {error}") from None
 
 
 def _other(found: Tuning) -> list[str]:

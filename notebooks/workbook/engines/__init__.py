@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workbook import models, orphans, platforms
+from workbook.engines import arguments
 from workbook.engines.base import Answer, EngineDied, Request
 from workbook.params import Exam
 
@@ -27,6 +28,7 @@ def start(exam: Exam, model: Path, log: Path):
         BadInput: an engine argument that vLLM does not know, vllm is not installed, or the endpoint does not answer.
         EngineDied: it did not start; the message is the last error in its log.
     """
+    arguments.require(exam)
     _end_with_kernel()
     if exam.engine == "endpoint":
         from workbook.engines.http import HttpEngine

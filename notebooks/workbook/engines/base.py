@@ -11,7 +11,7 @@ from typing import Any
 
 from workbook import models, platforms
 from workbook.errors import BadInput
-from workbook.params import Exam, nearest
+from workbook.params import Exam
 
 GPU_MEMORY_SLACK = 512 << 20
 """Bytes above the level before the start that count as free again: CUDA contexts come and go."""
@@ -88,10 +88,9 @@ class LocalEngine:
             except ImportError as error:
                 raise BadInput(f"vllm cannot be imported ({error}); expected the packages of requirements.txt or requirements-cpu.txt") from error
             self._sampling_params = SamplingParams
-            known = [f.name for f in dataclasses.fields(EngineArgs)]
             if of_server:
+                known = [f.name for f in dataclasses.fields(EngineArgs)]
                 exam = exam.model_copy(update={"engine_args": {k: v for k, v in exam.engine_args.items() if k in (*known, "lora_modules")}})
-            check_names(exam.engine_args, known)
             self._exam = exam
             self._lora = _lora_request(exam)
             try:
@@ -242,14 +241,6 @@ def printing_to(log):
         for fd, copy in saved.items():
             os.dup2(copy, fd)
             os.close(copy)
-
-
-def check_names(given: dict[str, Any], known: list[str]) -> None:
-    """Raise BadInput for a key of `engine_args` that is no argument of vLLM's engine."""
-    for name in given:
-        if name == "model" or name not in (*known, "lora_modules"):
-            hint = "use key 'model'" if name == "model" else f"expected an argument of vLLM's engine{nearest(name, known)}"
-            raise BadInput(f"key 'engine_args' has {name!r} (value {given[name]!r}); {hint}")
 
 
 def _lora_request(exam: Exam):
