@@ -66,18 +66,18 @@ def came_by(rows, at):
 
 def middle_half(rows):
     """Output tok/s between the quarter and the three quarters of the tokens, the shortest time that holds them; the
-    two ends are found by bisection."""
+    two ends, as far inside as `metrics.plateau` takes them, are found by bisection."""
     if any(math.isnan(r["first_token_s"]) or math.isnan(r["last_token_s"]) for r in rows):
         return NAN
     total = sum(r["output_tokens"] for r in rows)
     ends = []
-    for share in (0.25 + 1e-5, 0.75 - 1e-5):  # where the tokens pause, the pause is not between the ends
+    for share in (0.25 + 1e-6, 0.75 - 1e-6):  # where the tokens pause, the pause is not between the ends
         low, high = min(r["first_token_s"] for r in rows), max(r["last_token_s"] for r in rows) + 1e-6
         for _ in range(60):
             middle = (low + high) / 2
             low, high = (middle, high) if came_by(rows, middle) < share * total else (low, middle)
         ends.append(high)
-    return total / 2 / (ends[1] - ends[0])
+    return total * (0.5 - 2e-6) / (ends[1] - ends[0])
 
 
 def straggler(rows):
