@@ -248,8 +248,10 @@ def test_where_vllm_has_no_source_to_read_nothing_is_refused(tmp_path, monkeypat
     for folder in (None, tmp_path):
         monkeypatch.setattr(arguments, "_folder", lambda: folder)
         arguments.require(exam)
-    (tmp_path / "engine").mkdir()
-    (tmp_path / "engine" / "arg_utils.py").write_text("class EngineArgs(:\n")
+    broken = tmp_path / "broken"  # a folder of its own: what was read of one is kept
+    (broken / "engine").mkdir(parents=True)
+    (broken / "engine" / "arg_utils.py").write_text("class EngineArgs(:\n")
+    monkeypatch.setattr(arguments, "_folder", lambda: broken)
     arguments.require(exam)
 
 

@@ -1,4 +1,4 @@
-"""The engine arguments that the installed vLLM has, read from its source: its import takes ten seconds, and a misspelt
+"""The engine arguments that the installed vLLM has, read from its source: its import takes seconds, and a misspelt
 argument is to be said before that."""
 import ast
 import importlib.util
