@@ -46,8 +46,8 @@ run: setup ## one exam: RUN=name [MODEL=/path] [SET="n=8 max_tokens=64"]
 report: setup ## rebuild the summary from the runs in reports/
 	@$(WORKBOOK) summary
 
-record: setup ## measure a candidate golden: RUN=name [SESSIONS=3] [ADD=1] [MODEL=] [SET=]
-	@$(WORKBOOK) record "$(RUN)" $(if $(SESSIONS),--sessions "$(SESSIONS)") $(if $(filter-out 0,$(ADD)),--add) $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$$SET")
+record: setup ## measure a candidate golden: RUN=name [SESSIONS=3] [ADD=1] [MODEL=] [SET=]; FROM="a.json b.json" pools such
+	@$(WORKBOOK) record "$(RUN)" $(if $(SESSIONS),--sessions "$(SESSIONS)") $(if $(filter-out 0,$(ADD)),--add) $(if $(MODEL),--model "$(MODEL)") $(if $(SET),--set "$$SET") $(if $(FROM),--from "$$FROM")
 
 bless: setup ## make the candidate the golden: RUN=name REASON="..." [ACCEPT_REGRESSION=1]
 	@$(WORKBOOK) bless "$(RUN)" --reason "$$REASON" $(if $(filter-out 0,$(ACCEPT_REGRESSION)),--accept-regression)

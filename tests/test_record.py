@@ -1,5 +1,6 @@
 """Recording through the real notebooks against a scripted server, and what the same notebooks make of damaged goldens."""
 import json
+import re
 import subprocess
 import sys
 
@@ -90,6 +91,50 @@ def test_sessions_are_added_to_the_golden_where_no_candidate_is(place, blessed):
     assert done.returncode == 0 and "3 of the new sessions are the old ones" in done.stdout + done.stderr, done.stderr
     after = goldens.read(path)
     assert (len(after.sessions), len(after.history), after.anchor) == (4, 2, before.anchor)
+
+
+@pytest.mark.engine
+def test_candidates_of_several_machines_are_pooled(place, blessed, folders):
+    """The golden's sessions as files of their own, and put together again; nothing is measured."""
+    (path,) = (place / "goldens").glob("*/quick.json")
+    golden = goldens.read(path)
+    (folders / "params" / "quick.yaml").write_text((place / "params" / "quick.yaml").read_text())
+
+    def part(number, **changed):
+        alone = golden.model_copy(deep=True)
+        for samples in alone.metrics.values():
+            samples.sessions = [samples.sessions[number]]
+        alone.controls, alone.requests = ({name: [found[number]] for name, found in kept.items()} for kept in (alone.controls, alone.requests))
+        alone.sessions = [alone.sessions[number]]
+        goldens.write(folders / f"machine {number}.json", alone.model_copy(update=changed))
+        return f"machine {number}.json"
+    names = [part(number) for number in range(3)]
+
+    def pooled(*more, places=names):
+        return finished(command("record", "quick", "--from", " ".join(f"'{folders / name}'" for name in places), *more), environment(GIT_DIR=str(place / "nowhere")))
+    done = pooled()
+    assert done.returncode == 0 and "3 sessions" in done.stderr, done.stderr
+    made = goldens.read(candidates.path_of("quick"))
+    assert made.sessions == golden.sessions[:3] and made.blessing is None
+    assert made.metrics[GATED].sessions == golden.metrics[GATED].sessions[:3] and made.controls["host_s"] == golden.controls["host_s"][:3]
+
+    for said, done in (("its session of .* is in the candidate already", pooled(places=[names[0], names[0]])),
+                       ("its session of .* is in the candidate already", pooled("--add")),
+                       ("SESSIONS: FROM takes the sessions that are in its files", pooled("--sessions", "2")),
+                       ("FROM is empty", pooled(places=[])),
+                       ("none.json", pooled(places=["none.json"])),
+                       ("key 'run' is 'other'", pooled(places=[part(1, run="other")])),
+                       ("other parameters than run 'quick' has now", pooled(places=[part(1, key=golden.key.model_copy(update={"work": "x"}))])),
+                       (r"machine 1.json: sessions of 'quick' differ in what was run: driver", pooled(places=[names[0], part(1, subject=golden.subject | {"driver": "1"})])),
+                       ("FROM is .*: No closing quotation", finished(command("record", "quick", "--from", "'a"), environment()))):
+        assert done.returncode == 2 and re.search(said, done.stderr) and done.stderr.count("\n") == 1, (said, done.stderr)
+    part(1)
+    assert goldens.read(candidates.path_of("quick")) == made  # what was refused has changed nothing
+    candidates.path_of("quick").unlink()
+    again = pooled(places=names[:1])
+    assert again.returncode == 0 and "1 session; expected at least 3" in again.stderr
+    grown = pooled("--add", places=names[1:])
+    assert grown.returncode == 0 and goldens.read(candidates.path_of("quick")).sessions == golden.sessions[:3], grown.stderr
 
 
 @pytest.fixture
@@ -264,5 +309,6 @@ def test_make_hands_its_words_on(place):
     def said(*words):
         return subprocess.run(["make", "-n", f"PY={sys.executable}", *words], cwd=ROOT, capture_output=True, text=True).stdout
     assert 'record "x" --sessions "2" --add' in said("record", "RUN=x", "SESSIONS=2", "ADD=1")
+    assert '--from "$FROM"' in said("record", "RUN=x", "FROM=a b")
     assert "--add" not in said("record", "RUN=x", "ADD=0") and "--accept" not in said("bless", "RUN=x", "REASON=y")
     assert 'bless "x" --reason "$REASON" --accept-regression' in said("bless", "RUN=x", "REASON=y", "ACCEPT_REGRESSION=1")

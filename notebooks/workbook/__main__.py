@@ -2,6 +2,7 @@
 import argparse
 import errno
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -58,8 +59,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--model", help="another model: a local folder, or one of the hub")
         command.add_argument("--set", default="", help='other parameters: "n=8 engine_args.max_num_seqs=64"')
         if name == "record":
-            command.add_argument("--sessions", type=_whole("SESSIONS"), default=3, help="engine sessions (default 3)")
+            command.add_argument("--sessions", type=_whole("SESSIONS"), help="engine sessions (default 3)")
             command.add_argument("--add", action="store_true", help="put them to the candidate that is there")
+            command.add_argument("--from", dest="places", metavar="FILES", help='measure nothing, and take the sessions of these candidates: "a.json b.json"')
         if name == "ab":
             for side in ("a", "b"):
                 command.add_argument(f"--{side}", default="", metavar="SET", help=f"what {side.upper()} changes, as in --set (default: nothing)")
@@ -143,7 +145,12 @@ def _run(args: argparse.Namespace) -> int:
 
 def _record(args: argparse.Namespace) -> int:
     from workbook import candidates, recording
-    done = _executing(lambda: recording.record(args.run, _overrides(args), args.sessions, args.add))
+    if args.places is None:
+        sessions = candidates.SESSIONS if args.sessions is None else args.sessions
+        done = _executing(lambda: recording.record(args.run, _overrides(args), sessions, args.add))
+    else:
+        _refuse(args, "FROM takes the sessions that are in its files", ("SESSIONS", "MODEL", "SET"))
+        done = recording.pool(args.run, _words("FROM", args.places), args.add)
     print(f"candidate: {candidates.path_of(args.run)}, {len(done.sessions)} sessions", file=sys.stderr)
     for problem in done.problems:
         print(f"cannot be blessed: {problem}", file=sys.stderr)
@@ -163,9 +170,21 @@ def _tune(args: argparse.Namespace) -> int:
     from workbook import tune
     if not args.add:
         return _executing(lambda: tune.take(args.run, 1 if args.rounds is None else args.rounds, args.only, _overrides(args), strict()))
-    if given := [word for word, value in (("ROUNDS", args.rounds), ("ONLY", args.only), ("MODEL", args.model), ("SET", args.set)) if value]:
-        raise BadInput(f"{', '.join(given)}: ADD=1 goes on with the plan of the latest tuning; expected nothing else that would change it")
+    _refuse(args, "ADD=1 goes on with the plan of the latest tuning", ("ROUNDS", "ONLY", "MODEL", "SET"))
     return _executing(lambda: tune.go_on(args.run, strict()))
+
+
+def _refuse(args: argparse.Namespace, why: str, words: tuple[str, ...]) -> None:
+    """Refuse what was given beside an option that leaves no room for it."""
+    if given := [word for word in words if getattr(args, word.lower())]:
+        raise BadInput(f"{', '.join(given)}: {why}; expected nothing that would change it")
+
+
+def _words(name: str, text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise BadInput(f"{name} is {text!r}: {error}; expected words, in quotes where one has a space") from None
 
 
 def _executing(work):

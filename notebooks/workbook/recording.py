@@ -1,4 +1,6 @@
-"""Recording: engine sessions one after the other, pooled into a candidate golden."""
+"""Recording: engine sessions, one after the other or of several machines, pooled into a candidate golden."""
+from collections.abc import Sequence
+from pathlib import Path
 
 from workbook import candidates, drift, exams, files, goldens, platforms, runner, runs, schemas
 from workbook.errors import BadInput
@@ -42,9 +44,61 @@ def record(name: str, overrides: Written | None = None, sessions: int = candidat
             if candidate and (worse := candidates.worse(session, candidate, exam)):
                 raise _unrecorded(exam, f"its answers are worse than those of the sessions that it would be added to: {'; '.join(worse)}", f"{len(candidate.sessions)} in the candidate, are kept")
             candidate = goldens.merge(candidate, session) if candidate else session
-            candidate.problems = [] if candidates.shortage(candidate) else candidates.problems(candidate, as_run)
-            goldens.write(path, candidate)
+            _write(path, candidate, as_run)
     return candidate
+
+
+def pool(name: str, places: Sequence[str], add: bool = False) -> Golden:
+    """Put the sessions of candidates that were recorded elsewhere, side by side on several machines or cards, into this one's: in the
+    order of the files, and nothing is measured. How far apart they read the same answers nobody knows then, unlike of sessions
+    that were added one to the other.
+
+    Args:
+        places: files of candidates, or of goldens.
+        add: as in `record`; the golden is that of the files' platform.
+
+    Returns:
+        As `record`.
+
+    Raises:
+        BadInput: no file; one that cannot be read, of another run or other work, of a session that is there already, or with worse
+            answers; sessions that do not belong together; nothing to add to.
+    """
+    exam, path, candidate = exams.load(name), candidates.path_of(name), None
+    if not places:
+        raise BadInput("FROM is empty; expected files of candidates")
+    found = [(place, _of_run(Path(place), exam)) for place in places]
+    if add:
+        candidate = _unblessed(_base(exam, found[0][1].key.platform))
+    for place, other in found:
+        for session in other.sessions if candidate else ():
+            if session in candidate.sessions:
+                raise BadInput(f"{place}: its session of {session.finished} is in the candidate already; expected each once")
+        if candidate and (worse := candidates.worse(other, candidate, exam)):
+            raise BadInput(f"{place}: its answers are worse than those of the sessions that it would be added to: {'; '.join(worse)}; expected no loss")
+        try:
+            candidate = goldens.merge(candidate, other) if candidate else other
+        except BadInput as error:
+            raise BadInput(f"{place}: {error}") from None
+    with runner.Reports():
+        candidates.keep(path)
+        _write(path, candidate, exam)
+    return candidate
+
+
+def _of_run(place: Path, exam: Exam) -> Golden:
+    """A file's sessions, if they are of this run and do its work."""
+    found = _unblessed(place)
+    if found.run != exam.run:
+        raise BadInput(f"{place}: key 'run' is {found.run!r}; expected a candidate of '{exam.run}'")
+    if found.key.work != exam.work_hash():
+        raise BadInput(f"{place}: it was recorded with other parameters than run '{exam.run}' has now; expected those of the params file")
+    return found
+
+
+def _write(path: Path, candidate: Golden, exam: Exam) -> None:
+    candidate.problems = [] if candidates.shortage(candidate) else candidates.problems(candidate, exam)
+    goldens.write(path, candidate)
 
 
 def _exam(name: str, overrides: Written | None) -> Exam:
@@ -70,12 +124,22 @@ def _refuse_changes() -> None:
         raise BadInput(f"the checkout has uncommitted changes ({', '.join(changed[:3])}{rest}); expected a clean one, so that the golden's commit says what was measured")
 
 
+def _base(exam: Exam, platform: str) -> Path:
+    """The file whose sessions others are added to: the candidate, or where there is none the golden of a platform."""
+    path = candidates.path_of(exam.run)
+    if not path.exists() and not (path := goldens.path_of(platform, exam.run)).exists():
+        raise BadInput(f"{path}: no golden, and no candidate, to add to; expected `make record RUN={exam.run}` without ADD=1 first")
+    return path
+
+
+def _unblessed(path: Path) -> Golden:
+    return goldens.read(path).model_copy(update={"blessing": None, "anchor": None, "history": []})
+
+
 def _extended(exam: Exam) -> Golden:
     """What sessions are added to, if they can be: all is compared that is known before an engine starts."""
-    path = candidates.path_of(exam.run)
-    if not path.exists() and not (path := goldens.path_of(platforms.platform_id(exam), exam.run)).exists():
-        raise BadInput(f"{path}: no golden, and no candidate, to add to; expected `make record RUN={exam.run}` without ADD=1 first")
-    candidate = goldens.read(path).model_copy(update={"blessing": None, "anchor": None, "history": []})
+    path = _base(exam, platforms.platform_id(exam))
+    candidate = _unblessed(path)
     key = candidate.key.model_copy(update={"work": exam.work_hash(), "platform": platforms.platform_id(exam)})
     subject = {"engine_args": exam.engine_args, "env": exam.env, "packages": platforms.versions(),
                "driver": platforms.driver(), "commit": platforms.git_state()["commit"]}
