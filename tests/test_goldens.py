@@ -164,6 +164,22 @@ def test_the_likeliest_cause_is_named_first(folders):
     assert results.with_suspects("REGRESSED", "slower", rows[4:5]) == "slower" == results.with_suspects("PASSED", "slower", rows)
 
 
+@pytest.mark.parametrize("changed, listed", [
+    ([], []),
+    (["notebooks/workbook/load.py"], [{"what": "code that measures", "golden": "aaaaaaa", "now": "bbbbbbb, with changes to load.py"}]),
+    ([f"notebooks/workbook/{name}.py" for name in "abcd"], [{"what": "code that measures", "golden": "aaaaaaa", "now": "bbbbbbb, with changes to a.py, b.py, c.py and 1 more"}]),
+    (None, [{"what": "commit", "golden": "a" * 40, "now": "b" * 40}])])
+def test_another_commit_is_a_suspect_if_it_measures_otherwise(folders, monkeypatch, changed, listed):
+    """A team's commits are of params and goldens, and no reason for another speed; what takes the samples may be one."""
+    monkeypatch.setattr(platforms, "changed_code", lambda then, now: changed if (then, now) == ("a" * 40, "b" * 40) else 1 / 0)
+    golden = blessed(folders)
+    golden.subject["commit"] = "a" * 40
+    rows = suspects.differences(golden, record(subject=record()["subject"] | {"commit": "b" * 40}))
+    assert rows == listed
+    said = "" if not listed else f". Not as they were for the golden: {listed[0]['what']}"
+    assert results.with_suspects("INCONCLUSIVE", "slower", rows) == f"slower{said}"
+
+
 def test_a_control_that_moved_is_a_suspect(folders):
     golden = blessed(folders)
     assert suspects.differences(golden, record(controls={"host_s": [1.05], "device_s": [2.01]})) == [], "half a per cent"

@@ -271,7 +271,11 @@ def test_changes_to_goldens_are_none(tmp_path, monkeypatch):
         assert platforms.changed_files() == ["notebooks/c.ipynb"] and platforms.git_state()["dirty"]
     files.write_json(tmp_path / "notebooks/c.ipynb", book)
     files.write_text(tmp_path / "notebooks/b.py", "2")
-    assert not platforms.same_code(first, commit()) and not platforms.same_code(first, "unknown") and not platforms.same_code(None, second)
+    third = commit()
+    assert platforms.changed_code(second, third) == ["notebooks/b.py", "notebooks/c.ipynb"] and not platforms.same_code(first, third)
+    for unknown in ("unknown", None, "f" * 40, f"--output={tmp_path / 'written'}"):
+        assert platforms.changed_code(first, unknown) is None and not platforms.same_code(unknown, second)
+    assert not (tmp_path / "written").exists()
 
 
 @pytest.mark.parametrize("words, said", [

@@ -291,10 +291,17 @@ def git_state() -> dict[str, str | bool]:
     return {"commit": git("rev-parse", "HEAD") or "unknown", "dirty": bool(changes)} | ({"changes": hashlib.sha256(changes.encode()).hexdigest()[:12]} if changes else {})
 
 
-def same_code(commit: str | None, other: str | None) -> bool:
-    """Whether nothing of `notebooks/` that takes samples changed between two commits; False where git does not know them."""
+def changed_code(commit: str | None, other: str | None) -> list[str] | None:
+    """The files of `notebooks/` that take samples and changed between two commits; None where git does not know them."""
     others = (f":(exclude)notebooks/{path}" for path in JUDGING)
-    return bool(commit and other) and git("diff", "--quiet", commit, other, "--", "notebooks", *others) is not None
+    known = all(re.fullmatch("[0-9a-f]{7,64}", name or "") for name in (commit, other))  # a golden's could be any word, an option of git's too
+    changed = git("diff", "--name-only", commit, other, "--", "notebooks", *others) if known else None
+    return None if changed is None else changed.splitlines()
+
+
+def same_code(commit: str | None, other: str | None) -> bool:
+    """Whether nothing of `changed_code` changed between two commits; False where git does not know them."""
+    return changed_code(commit, other) == []
 
 
 def visit() -> str:

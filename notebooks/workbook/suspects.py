@@ -1,14 +1,17 @@
 """Suspects: what is not as it was when the golden was recorded, and may be why a run differs from it."""
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from workbook import machine
+from workbook import machine, platforms
 from workbook.goldens import Golden, flat
 
 CLOCK, MOVE = "gpu_clock_mhz", 0.01
 """A GPU's clock is a suspect once it moved by more than this, and so is a control."""
-ORDER = ("weights", "model", "packages", "driver", "engine_args", "env", "attention", "machine.gpus", "machine.", "clocks.", "controls.")
+CODE, FILES = "code that measures", 3
+"""What two commits differ in is called so where it takes samples, and so many of its files are named."""
+ORDER = ("weights", "model", "packages", "driver", "engine_args", "env", "attention", CODE, "machine.gpus", "machine.", "clocks.", "controls.")
 """The likelier a cause, the earlier it is named, by how the name begins; what is not here comes with the rest of the machine."""
 LAST = ("machine.kernel", "commit")
 UNTOLD = ("auto", "unknown")
@@ -24,6 +27,10 @@ def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
         return []
     before = flat(golden.subject) | flat({"machine": golden.environment})
     after = flat(record["subject"]) | flat({"machine": record["machine"]})
+    if (changed := platforms.changed_code(before.get("commit"), after.get("commit"))) is not None:  # else two commits are all that is known
+        then, now = before.pop("commit"), after.pop("commit")
+        if changed:
+            before[CODE], after[CODE] = then[:7], f"{now[:7]}, with changes to {_some(changed)}"
     for name, move in machine.control_moves(golden, record.get("controls", {})).items():
         if abs(move) > MOVE:
             medians = [np.median(session) * 1e3 for session in golden.controls[name]]
@@ -35,6 +42,11 @@ def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
     return [{"what": name, "golden": str(before.get(name, "absent")), "now": str(after.get(name, "absent"))}
             for name in sorted(before | after, key=_rank) if before.get(name) != after.get(name) and not name.startswith(TOLD_ELSEWHERE)
             and not (name == "attention" and {before.get(name), after.get(name)} & set(UNTOLD))]
+
+
+def _some(files: list[str]) -> str:
+    rest = f" and {len(files) - FILES} more" if len(files) > FILES else ""
+    return ", ".join(PurePosixPath(path).name for path in files[:FILES]) + rest
 
 
 def _rank(name: str) -> tuple[int, str]:
