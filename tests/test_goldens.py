@@ -164,6 +164,14 @@ def test_the_likeliest_cause_is_named_first(folders):
     assert results.with_suspects("REGRESSED", "slower", rows[4:5]) == "slower" == results.with_suspects("PASSED", "slower", rows)
 
 
+@pytest.mark.parametrize("index, memory, listed", [(1, 80, []), (0, 94, [{"what": "machine.gpus", "golden": "H100, 80.0 GiB", "now": "H100, 94.0 GiB"}])])
+def test_another_card_of_the_same_kind_is_no_suspect(folders, index, memory, listed):
+    golden = blessed(folders)
+    golden.environment["gpus"] = [{"index": 0, "name": "H100", "memory_bytes": 80 * 2**30}]
+    now = record(machine=record()["machine"] | {"gpus": [{"index": index, "name": "H100", "memory_bytes": memory * 2**30}]})
+    assert suspects.differences(golden, now) == listed
+
+
 @pytest.mark.parametrize("changed, listed", [
     ([], []),
     (["notebooks/workbook/load.py"], [{"what": "code that measures", "golden": "aaaaaaa", "now": "bbbbbbb, with changes to load.py"}]),

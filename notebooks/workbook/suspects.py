@@ -25,8 +25,8 @@ def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
     each; nothing is known of an imported one."""
     if "imported" in golden.subject:
         return []
-    before = flat(golden.subject) | flat({"machine": golden.environment})
-    after = flat(record["subject"]) | flat({"machine": record["machine"]})
+    before, after = (flat(subject) | flat({"machine": _in_words(environment)}) for subject, environment in
+                     ((golden.subject, golden.environment), (record["subject"], record["machine"])))
     if (changed := platforms.changed_code(before.get("commit"), after.get("commit"))) is not None:  # else two commits are all that is known
         then, now = before.pop("commit"), after.pop("commit")
         if changed:
@@ -42,6 +42,12 @@ def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
     return [{"what": name, "golden": str(before.get(name, "absent")), "now": str(after.get(name, "absent"))}
             for name in sorted(before | after, key=_rank) if before.get(name) != after.get(name) and not name.startswith(TOLD_ELSEWHERE)
             and not (name == "attention" and {before.get(name), after.get(name)} & set(UNTOLD))]
+
+
+def _in_words(environment: dict[str, Any]) -> dict[str, Any]:
+    """The machine with its GPUs as a person names them: which of a host's a run was given is no difference."""
+    gpus = [f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.1f} GiB" for gpu in environment.get("gpus") or ()]
+    return environment | ({"gpus": "; ".join(gpus)} if gpus else {})
 
 
 def _some(files: list[str]) -> str:
