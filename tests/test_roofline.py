@@ -293,3 +293,17 @@ def test_a_sweep_is_diagnosed_point_by_point_and_the_largest_is_on_the_first_scr
     record = {"busy": {"cpu_busy_pct": 67.0}, "telemetry_problem": "", "bound": found, "machine": {"gpus": []}}
     answer = results.five_questions(sweep, complete, record, requests, {}, "", None, None)[1]["answer"]
     assert answer == "CPU 67 % busy; at 8, bandwidth-bound: 80 % of the bandwidth roof, 2 % of the compute roof"
+
+
+@pytest.mark.parametrize("busy, bound, said", [
+    ({"cpu": 100}, "latency-bound: CPU 100 % busy, yet far", "latency-bound: CPU 100 % busy, yet far"),
+    ({"cpu": 100}, "host-bound: CPU 10 % busy", "CPU 100 % busy; host-bound: CPU 10 % busy"),
+    ({"cpu": 35, "gpu1": 93}, "queue-bound: GPU 93 % busy", "CPU 35 % busy; queue-bound: GPU 93 % busy"),
+    ({"cpu": 35, "gpu0": 93, "gpu1": 91}, "queue-bound: GPU 93 % busy", "CPU 35 % busy, GPU0 93 % busy, GPU1 91 % busy; queue-bound: GPU 93 % busy"),
+    ({}, "not known: how busy the GPU was is not known", "the load was too short to sample; not known: how busy the GPU was is not known")])
+def test_how_busy_it_was_is_said_once(busy, bound, said):
+    from workbook.validity import Completeness
+    asked = exam(engine="async", load="batch", concurrency=[8], num_prompts=8, n=1)
+    complete = Completeness(**{name: 0 for name in Completeness.__dataclass_fields__} | {"problems": []})
+    record = {"busy": {f"{name}_busy_pct": float(share) for name, share in busy.items()}, "telemetry_problem": "", "bound": [{"sentence": bound}], "machine": {"gpus": []}}
+    assert results.five_questions(asked, complete, record, load(FULL).assign(point=8), {}, "", None, None)[1]["answer"] == said

@@ -1,4 +1,5 @@
 """`result.json`: everything one run found, in one file with a stable schema."""
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -198,12 +199,13 @@ def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], r
     arrived = f"{validity.arrived:,} of {validity.expected:,} answers ({asked} × {_count(exam.repetitions, 'repetition')}{over})"
     arrived += "" if not exam.free_to_stop else f"; {degeneration.percent(validity.empty)} empty, {degeneration.percent(validity.cut_off)} cut off at {f'{exam.max_tokens} tokens' if exam.max_tokens else 'their own lengths'}"
     arrived += "".join(f"; {degeneration.sentence(name, tally)}" for name, tally in (rates or {}).items() if tally.count and name not in ("empty", "cut_off"))
-    full = _busy(record["busy"])
-    full += f"; {record['telemetry_problem']}" if record["telemetry_problem"] else ""
+    bound = [p["sentence"] for p in record["bound"][-1:]]
+    busy = _busy(record["busy"], "; ".join(bound))
+    full = "; ".join(filter(None, [busy, record["telemetry_problem"]]))
     balance = _balance(exam, requests, len(record["machine"]["gpus"]))
     if exam.engine == "endpoint":
         full, balance = f"what the endpoint runs on is not seen from here; this machine, its client: {full}", "one endpoint: what is behind it is not seen from here"
-    full = "; ".join([full, *(p["sentence"] for p in record["bound"][-1:])])
+    full = "; ".join([*filter(None, [full]), *bound])
     speed = "; ".join([*(g["sentence"] for g in gated.values()), *filter(None, [declared])])
     speed = speed or no_golden or ("not compared" if validity.problems else "no metric is gated")
     if (warmup := record.get("warmup")) and warmup["stable"] is False:
@@ -218,12 +220,13 @@ def five_questions(exam: Exam, validity: Completeness, record: dict[str, Any], r
     ]
 
 
-def _busy(busy: dict[str, float]) -> str:
-    """How busy the CPU and the GPUs were; of many GPUs the mean and the range."""
+def _busy(busy: dict[str, float], told: str) -> str:
+    """How busy the CPU and the GPUs were, as far as the diagnosis that follows (`told`) does not say the same; of many GPUs the mean and the range."""
     gpus = [value for name, value in busy.items() if name.startswith("gpu")]
     said = [f"{name.removesuffix('_busy_pct').upper()} {value:.0f} % busy" for name, value in busy.items() if len(gpus) <= FEW or not name.startswith("gpu")]
     said += [f"{len(gpus)} GPUs {np.mean(gpus):.0f} % busy ({min(gpus):.0f} to {max(gpus):.0f})"] if len(gpus) > FEW else []
-    return ", ".join(said) or "the load was too short to sample"
+    untold = [part for part in said if (re.sub(r"^GPU\d+", "GPU", part) if len(gpus) == 1 else part) not in told]
+    return ", ".join(untold) if said else "the load was too short to sample"
 
 
 def _balance(exam: Exam, requests: pd.DataFrame, gpus: int) -> str:
