@@ -71,7 +71,7 @@ docs: setup ## make docs/params.md and docs/schemas/ from the schemas
 	@$(WORKBOOK) schema result > docs/schemas/result.json
 
 lab: setup ## open the notebooks in JupyterLab
-	@$(PY) -m jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+	@$(PY) -m jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 test: setup ## the whole test suite
 	@$(PY) -m pytest $(PYTEST)

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-from workbook import cards, files, paths, plots, runs, runner, schemas, summary
+from workbook import cards, files, paths, plots, progress, runs, runner, schemas, summary
 from workbook.errors import BadInput
 
 METRIC = {"unit": "tok/s", "direction": "higher", "sessions": [[90.0, 91.0]], "median": 90.5, "golden_sessions": [[100.0], [101.0]], "golden_median": 100.5}
@@ -200,3 +200,14 @@ def test_reports_that_cannot_be_written(folders, monkeypatch):
         runner.Reports().__enter__()
     with pytest.raises(BadInput, match="cannot be written"):
         runs.start("a")
+
+
+@pytest.mark.parametrize("by_the_runner, address", [(True, "runs/a/score.html"), (False, "../reports/runs/a/score.html")])
+def test_a_card_links_from_where_it_is_shown(folders, monkeypatch, by_the_runner, address):
+    """The runner's page lies in `reports/`; in JupyterLab it is the notebook in `notebooks/`, and `make lab` has both in sight."""
+    if by_the_runner:
+        monkeypatch.setenv(progress.TERMINAL, "")
+    monkeypatch.setattr(paths, "NOTEBOOKS", folders / "notebooks")
+    assert summary.links("a") == {}
+    files.write_text(paths.run_folder("a") / "score.html", "")
+    assert summary.links("a") == {"score": address}

@@ -1,11 +1,12 @@
 """The summary over all runs: what `summary.ipynb` shows, and the files that machines read."""
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from workbook import exams, files, metrics, paths, schemas
+from workbook import exams, files, metrics, paths, progress, schemas
 from workbook.errors import BadInput
 from workbook.runs import STAGES
 from workbook.statuses import EXIT_CODES, STRICT_EXIT_CODES, overall, strict
@@ -51,8 +52,11 @@ def left_out(found: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def links(run: str) -> dict[str, str]:
-    """Addresses, relative to `reports/`, of the pages a run has."""
-    return {s: f"runs/{run}/{s}.html" for s in STAGES if (paths.run_folder(run) / f"{s}.html").exists()}
+    """Addresses of the pages a run has, from where they are clicked: of a page that the runner makes that is `reports/`, and in JupyterLab
+    the notebook's own folder."""
+    place = paths.reports() if progress.TERMINAL in os.environ else paths.NOTEBOOKS
+    pages = {stage: paths.run_folder(run) / f"{stage}.html" for stage in STAGES}
+    return {stage: Path(os.path.relpath(page, place)).as_posix() for stage, page in pages.items() if page.exists()}
 
 
 def history() -> list[dict[str, Any]]:

@@ -45,9 +45,11 @@ def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _in_words(environment: dict[str, Any]) -> dict[str, Any]:
-    """The machine with its GPUs as a person names them: which of a host's a run was given is no difference."""
+    """The machine as a person names it: which of a host's GPUs a run was given is no difference."""
+    git = dict(environment.get("git") or {})
+    changes = {"uncommitted changes": "some" if git.pop("dirty") else "none"} if "dirty" in git else {}
     gpus = [f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.1f} GiB" for gpu in environment.get("gpus") or ()]
-    return environment | ({"gpus": "; ".join(gpus)} if gpus else {})
+    return environment | {"git": git} | changes | ({"gpus": "; ".join(gpus)} if gpus else {})
 
 
 def _some(files: list[str]) -> str:
