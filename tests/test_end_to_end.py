@@ -109,6 +109,7 @@ def test_every_answer_is_recorded_with_engine_side_times(place, first):
     assert generations.groupby("prompt_id").answer.nunique().gt(1).any(), "samples of one prompt differ"
     assert len(pd.read_parquet(folder / "scores.parquet")) == 24
     speed = result(place)["metrics"]["output_tok_s"]["sessions"][0]
+    assert all(0 < share < 50 for share in result(place)["metrics"]["outside_engine_pct"]["sessions"][0])
     again = [rows.output_tokens.sum() / rows.finished_s.max() for _, rows in requests.groupby("repetition")]
     assert speed == pytest.approx(again)
     record = json.loads((folder / "run.json").read_text())

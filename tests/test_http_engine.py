@@ -386,6 +386,7 @@ def test_a_real_server_killed_during_the_load(tmp_path, monkeypatch):
         (done,) = load.measure(engine, asked, batch, 1)
         assert [len(a.token_ids) for a in done.answers] == [11] * 4 and done.counters["vllm:generation_tokens"] == 44
         assert all(len(a.chunk_times) == 11 for a in done.answers), "a chunk a token"
+        assert done.counters[metrics.ANSWERED] == 4 and 0 < metrics.outside_engine(load.requests_frame([done]), done.counters) < 50
         plain, penalty = (httpx.post(f"{engine._urls[0]}/v1/completions", json={"model": engine._model, "prompt": [1, 2, 3], "max_tokens": 11, "temperature": 0,
                                                                                 "ignore_eos": True} | more).json()["choices"][0]["text"] for more in (http.NEUTRAL, {}))
         assert {a.text for a in done.answers} == {plain} and plain != penalty, "the model's own penalty is not the exam's"

@@ -13,7 +13,7 @@ BESIDE = ("kv_cache_peak_pct", "memory_peak_gb", "energy_j_per_token", "gpu_cloc
 
 
 def rows(**columns) -> pd.DataFrame:
-    base = {"arrival_s": [0.0, 0.0], "scheduled_s": [0.1, 0.3], "first_token_s": [0.5, 1.0], "last_token_s": [1.5, 4.0], "finished_s": [4.2, 4.2],
+    base = {"arrival_s": [0.0, 0.0], "queued_s": [0.1, 0.2], "scheduled_s": [0.1, 0.3], "first_token_s": [0.5, 1.0], "last_token_s": [1.5, 4.0], "finished_s": [4.2, 4.2],
             "replica": [0, 1], "prompt_tokens": [10, 20], "output_tokens": [11, 31]}
     return pd.DataFrame(base | columns)
 
@@ -37,7 +37,23 @@ def test_one_token_has_no_time_per_output_token():
 
 
 def test_every_metric_is_described():
-    assert set(metrics.of_repetition(rows())) | {"acceptance_pct", "preemptions", "prefix_hit_pct", "goodput_s", *BESIDE} | {f"itl_p{q}_ms" for q in metrics.PERCENTILES} == set(metrics.METRICS)
+    assert set(metrics.of_repetition(rows())) | {"acceptance_pct", "preemptions", "prefix_hit_pct", "outside_engine_pct", "goodput_s", *BESIDE} | {f"itl_p{q}_ms" for q in metrics.PERCENTILES} == set(metrics.METRICS)
+
+
+def test_what_requests_spend_outside_the_engine():
+    """Two requests of 1.5 and 4 s, in the engine's hands after 0.1 and 0.45 s: 0.55 of 5.5 s. A server tells of all together."""
+    timed, untimed = rows(queued_s=[0.1, 0.45]), rows(queued_s=math.nan, scheduled_s=math.nan)
+    growth = {"vllm:request_success": 2, **dict(zip(metrics.SECONDS, (1.0, 3.4), strict=True))}
+    assert metrics.outside_engine(timed, {}) == pytest.approx(10) == metrics.outside_engine(timed, growth)
+    assert metrics.outside_engine(untimed, growth) == pytest.approx(20)
+    for unknown in ({}, growth | {"vllm:request_success": 3}, growth | {"vllm:request_success": 1}, {"vllm:request_success": 2, metrics.SECONDS[0]: 1.0}):
+        assert math.isnan(metrics.outside_engine(untimed, unknown)), "none, another's too, not all of them, the queue's alone"
+    assert math.isnan(metrics.outside_engine(timed.assign(last_token_s=[1.5, math.nan]), growth)), "one has not ended"
+    many = pd.concat([untimed] * 20)
+    assert metrics.outside_engine(many, {"vllm:request_success": 39, **dict(zip(metrics.SECONDS, (19.5, 66.3), strict=True))}) == pytest.approx(20), "the last is not counted yet"
+    passes = [{"session": 1, "repetition": 1, "point": point, "counters": growth} for point in (8, 32)]
+    found = metrics.by_repetition(untimed.assign(session=1, repetition=1, point=8), passes)
+    assert metrics.sessions(found, "outside_engine_pct@8") == [[pytest.approx(20)]] and "outside_engine_pct@32" not in found
 
 
 def test_what_was_measured_beside_the_requests_is_a_metric_too():

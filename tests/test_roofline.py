@@ -235,6 +235,10 @@ def test_a_server_says_how_long_its_requests_waited(monkeypatch):
     kind, sentence = diagnosis.diagnose(found)
     assert kind == "queue-bound" and "requests wait for the scheduler 40 % of their time" in sentence and "the busiest engine core used 90 %" in sentence
     assert "requests sent and not answered on average, 8 of which may run at once; GPU 92 % busy" in sentence
+    assert isnan(found.outside_pct) and "not in the engine" not in sentence
+    done[0].counters[metrics.ANSWERED] = len(untimed)  # of the 160 s that they took 100 are the engine's
+    found = diagnosis.evidence(exam(), untimed, done, {"gpu0_busy_pct": 92.0}, ROOF, slots=8)
+    assert found.outside_pct == pytest.approx(37.5) and "requests are not in the engine 38 % of their time, but with the client or the front end" in diagnosis.diagnose(found)[1]
 
 
 def test_the_device_is_the_gpu_where_there_is_one(monkeypatch):

@@ -24,6 +24,8 @@ CORE_PCT = 80
 the one that drives the load, in vLLM's front end and in its engine core, and what it hands over late cannot begin."""
 QUEUE_PCT = 30
 """Share of their time in the engine that requests wait for the scheduler, from which the queue is the bound."""
+OUTSIDE_PCT = 10
+"""Share of their time that requests are outside the engine, from which it is worth a word: no more slots help there."""
 PREEMPTED = 0.1
 """Preemptions a request that mean the KV cache is full: each one throws a prefill away."""
 IDLE_PCT = 10
@@ -46,6 +48,7 @@ class Evidence:
         in_flight: requests under way.
         idle_pct: time without a request under way, up to the last token.
         queue_pct: part of the requests' time in the engine before the scheduler first took them.
+        outside_pct: part of all their time before they were in the engine, and after (`outside_engine_pct`).
         preempted: preemptions a request.
         slots: requests that the engines may run at once; 0 if not known.
         client_pct: of one core, what the process that drives the load used.
@@ -62,6 +65,7 @@ class Evidence:
     in_flight: float = 0.0
     idle_pct: float = 0.0
     queue_pct: float = nan
+    outside_pct: float = nan
     preempted: float = 0.0
     slots: int = 0
     client_pct: float = nan
@@ -80,16 +84,17 @@ def diagnose(e: Evidence) -> tuple[str, str]:
     if e.in_flight > e.slots > 0:
         under_way = f"{count} requests sent and not answered on average, {e.slots:,} of which may run at once"
     waits = [f"requests wait for the scheduler {e.queue_pct:.0f} % of their time"] * isfinite(e.queue_pct)
+    outside = [f"requests are not in the engine {e.outside_pct:.0f} % of their time, but with the client or the front end"] * (e.outside_pct >= OUTSIDE_PCT)
     hosts = _processes(e) if max((share for _, share in e.processes), default=0.0) >= CORE_PCT else []
     said = {
         BANDWIDTH: [_roofs(e)],
         COMPUTE: [_roofs(e)],
-        QUEUE: [*waits, f"{e.preempted:.2g} preemptions a request", under_way, busy, *hosts, _roofs(e)],
+        QUEUE: [*waits, *outside, f"{e.preempted:.2g} preemptions a request", under_way, busy, *hosts, _roofs(e)],
         CLIENT: [f"the process that sends the requests and takes the answers (with engine async it is vLLM's front end too) used {e.client_pct:.0f} % of a core",
-                 f"{busy} with {under_way}", _roofs(e)],
+                 f"{busy} with {under_way}", *outside, _roofs(e)],
         STARVED: [under_way, *([f"none {e.idle_pct:.0f} % of the time"] if e.idle_pct >= 1 else []), busy, _roofs(e)],
-        HOST: [f"{busy} with {under_way}", *_processes(e), _roofs(e)],
-        LATENCY: [f"{busy}, yet far from both roofs: small or slow kernels, or waits inside them", under_way, *hosts, _roofs(e)],
+        HOST: [f"{busy} with {under_way}", *_processes(e), *outside, _roofs(e)],
+        LATENCY: [f"{busy}, yet far from both roofs: small or slow kernels, or waits inside them", under_way, *hosts, *outside, _roofs(e)],
         UNKNOWN: [busy, under_way, *hosts, _roofs(e)],
     }
     return kind, f"{kind}: {'; '.join(said[kind])}"
@@ -159,6 +164,7 @@ def evidence(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], bus
         in_flight=float((ended.last_token_s - ended.arrival_s).sum()) / makespan,
         idle_pct=100 * max(0.0, 1 - in_use / spans),
         queue_pct=_queue_pct(requests, done),
+        outside_pct=_outside_pct(requests, done),
         preempted=sum(r.counters.get("vllm:num_preemptions", 0) for r in done) / max(1, len(requests)),
         client_pct=float(np.median([r.measured.get(metrics.CLIENT, nan) for r in done])),
         processes=tuple((name, share) for name in metrics.PROCESSES if isfinite(share := float(np.median([r.measured.get(f"{name}_cpu_pct", nan) for r in done])))),
@@ -192,6 +198,12 @@ def _queue_pct(requests: pd.DataFrame, done: Sequence[Repetition]) -> float:
     return float(100 * waited / inside) if inside > 0 else nan
 
 
+def _outside_pct(requests: pd.DataFrame, done: Sequence[Repetition]) -> float:
+    """Median over the passes; NaN where one of them does not tell."""
+    passes = dict(iter(requests.groupby("repetition")))
+    return float(np.median([metrics.outside_engine(passes[r.number], r.counters) if r.number in passes else nan for r in done]))
+
+
 def of_run(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], samples: pd.DataFrame, roof: roofline.Calibration | None,
            absent: str = "", slots: int = 0) -> list[dict[str, Any]]:
     """A diagnosis for each point of a sweep, the largest last; one of point 0 where there is none.
@@ -212,7 +224,7 @@ def of_run(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], sampl
         busy = telemetry.busy(samples, [(r.arrival, r.finished) for r in here])
         found = evidence(exam, requests[requests.point == point], here, busy, roof, absent, slots)
         kind, sentence = diagnose(found)
-        measured = {name: getattr(found, name) for name in ("bandwidth_pct", "compute_pct", "busy_pct", "in_flight", "idle_pct", "queue_pct", "preempted", "client_pct")}
+        measured = {name: getattr(found, name) for name in ("bandwidth_pct", "compute_pct", "busy_pct", "in_flight", "idle_pct", "queue_pct", "outside_pct", "preempted", "client_pct")}
         rows.append({"point": point, "bound": kind, **{k: v if isfinite(v) else None for k, v in measured.items()},
                      "sentence": f"at {point}, {sentence}" if point else sentence})
     return rows

@@ -47,6 +47,7 @@ METRICS = {
     "goodput_s": Metric("requests/s", "higher", "requests within every limit of `slo` / makespan"),
     "request_tok_s_p50": Metric("tok/s", "higher", "median of output tokens / E2E of a request"),
     **{f"{name}_p{q}_ms": Metric("ms", "lower", f"{'median' if q == 50 else f'{q}th percentile'} of the {what}") for name, what in TIMES.items() for q in PERCENTILES},
+    "outside_engine_pct": Metric("%", "lower", "of the requests' time from the scheduled arrival to the last token, what they were not in the engine: with the client, on the way, in a server's front end"),
     "makespan_s": Metric("s", "lower", "first scheduled arrival to the last answer in hand; the connections of a batch, or that a closed loop begins with, are open before it"),
     "straggler_pct": Metric("%", "lower", "of the time to the last token of all, how long the replicas on average had nothing left to do; where there are several"),
     "acceptance_pct": Metric("%", "higher", "accepted / drafted tokens of speculative decoding, where there is any"),
@@ -69,6 +70,8 @@ OF_MAKESPAN = (THROUGHPUT, "output_tok_s_per_accelerator", "total_tok_s", "reque
 """Speeds that are the makespan's: what delays a request and not the last one costs them nothing."""
 SECONDS = ("vllm:request_queue_time_seconds", "vllm:request_inference_time_seconds")
 """Histograms of a server whose sums say what its requests spent waiting for the scheduler, and after that."""
+ANSWERED, COUNTED = "vllm:request_success", 0.95
+"""The counter of the requests in these histograms, and how much of a pass must be in them: the last may not be, just after it."""
 HITS = ("vllm:prefix_cache_hits", "vllm:external_prefix_cache_hits")
 """Prompt tokens that were not computed: found in vLLM's own cache, and by a KV connector (LMCache and the like)."""
 OTHERS, CLIENT, BUSY = "others_cpu_pct", "client_cpu_pct", "gpu_busy_pct"
@@ -172,6 +175,22 @@ def last_answer(rows: pd.DataFrame) -> float:
     return float(100 * (last.last_token_s - last.first_token_s) / (last.last_token_s - ended.arrival_s.min()))
 
 
+def outside_engine(rows: pd.DataFrame, growth: dict[str, float]) -> float:
+    """`outside_engine_pct` of a pass. NaN where a request has no times, or the engine told those of its scheduler neither of each
+    request nor of all together; and where its counters have requests that are not of this load.
+
+    Args:
+        rows: as `of_repetition`.
+        growth: of the engine's counters over the pass.
+    """
+    in_all = (rows.last_token_s - rows.arrival_s).mean(skipna=False)
+    inside = (rows.last_token_s - rows.queued_s).mean(skipna=False)
+    answered = growth.get(ANSWERED, 0)
+    if np.isnan(inside) and COUNTED * len(rows) <= answered <= len(rows) and growth.keys() >= set(SECONDS):
+        inside = sum(growth[name] for name in SECONDS) / answered
+    return float(100 * (1 - inside / in_all))
+
+
 def by_repetition(requests: pd.DataFrame, passes: Sequence[dict[str, Any]] = (), accelerators: int = 1, slo: Slo | None = None) -> pd.DataFrame:
     """Metrics of every repetition: a row each, indexed by (session, repetition); a sweep has a column for each
     metric and point.
@@ -183,10 +202,13 @@ def by_repetition(requests: pd.DataFrame, passes: Sequence[dict[str, Any]] = (),
         accelerators, slo: as `of_repetition`.
     """
     rows: dict[tuple[int, int], dict[str, float]] = {}
-    for (session, repetition, point), group in requests.groupby(["session", "repetition", "point"]):
+    groups = dict(iter(requests.groupby(["session", "repetition", "point"])))
+    for (session, repetition, point), group in groups.items():
         rows.setdefault((session, repetition), {}).update(_at(point, of_repetition(group, accelerators, slo)))
     for p in passes:
-        rows[p["session"], p["repetition"]].update(_at(p["point"], _of_counters(p["counters"]) | p.get("measured", {})))
+        of_pass = groups.get((p["session"], p["repetition"], p["point"]))
+        outside = {} if of_pass is None else {"outside_engine_pct": outside_engine(of_pass, p["counters"])}
+        rows[p["session"], p["repetition"]].update(_at(p["point"], outside | _of_counters(p["counters"]) | p.get("measured", {})))
     return pd.DataFrame(rows).T.rename_axis(["session", "repetition"])
 
 
