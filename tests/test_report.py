@@ -202,12 +202,11 @@ def test_reports_that_cannot_be_written(folders, monkeypatch):
         runs.start("a")
 
 
-@pytest.mark.parametrize("by_the_runner, address", [(True, "runs/a/score.html"), (False, "../reports/runs/a/score.html")])
-def test_a_card_links_from_where_it_is_shown(folders, monkeypatch, by_the_runner, address):
+def test_a_card_links_from_where_it_is_shown(folders, monkeypatch):
     """The runner's page lies in `reports/`; in JupyterLab it is the notebook in `notebooks/`, and `make lab` has both in sight."""
-    if by_the_runner:
-        monkeypatch.setenv(progress.TERMINAL, "")
     monkeypatch.setattr(paths, "NOTEBOOKS", folders / "notebooks")
-    assert summary.links("a") == {}
+    assert summary.links("a", summary.shown_in()) == {}
     files.write_text(paths.run_folder("a") / "score.html", "")
-    assert summary.links("a") == {"score": address}
+    assert summary.links("a", summary.shown_in()) == {"score": "../reports/runs/a/score.html"}
+    monkeypatch.setenv(progress.TERMINAL, "")
+    assert summary.links("a", summary.shown_in()) == {"score": "runs/a/score.html"}

@@ -206,7 +206,7 @@ def _pages_so_far(exam: Exam, stage: str, folder: Path, why: str) -> None:
         write_page(exam, made, folder)
     found = [r for r in summary.collect() if r["status"] not in summary.NOT_TAKEN]
     files.write_text(paths.reports() / "index.html", cards.bare_page("Goldbook", "ended early; make report makes this page whole", "".join(
-        cards.run_card(r, list(runs.STAGES), summary.links(r["run"])) for r in sorted(found, key=lambda r: ORDER.index(r["status"])))))
+        cards.run_card(r, list(runs.STAGES), summary.links(r["run"], paths.reports())) for r in sorted(found, key=lambda r: ORDER.index(r["status"])))))
 
 
 def _set_aside_unknown() -> None:

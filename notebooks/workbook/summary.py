@@ -51,12 +51,16 @@ def left_out(found: list[dict[str, Any]]) -> list[dict[str, str]]:
     return [{"runs": ", ".join(runs), "status": status.replace("_", " "), "why": why} for (status, why), runs in names.items()]
 
 
-def links(run: str) -> dict[str, str]:
-    """Addresses of the pages a run has, from where they are clicked: of a page that the runner makes that is `reports/`, and in JupyterLab
-    the notebook's own folder."""
-    place = paths.reports() if progress.TERMINAL in os.environ else paths.NOTEBOOKS
+def links(run: str, place: Path) -> dict[str, str]:
+    """Addresses of the pages a run has, from the folder of what has the links."""
     pages = {stage: paths.run_folder(run) / f"{stage}.html" for stage in STAGES}
     return {stage: Path(os.path.relpath(page, place)).as_posix() for stage, page in pages.items() if page.exists()}
+
+
+def shown_in() -> Path:
+    """The folder from which what this notebook shows is clicked: the runner makes a page of it in `reports/`, and JupyterLab shows the
+    notebook itself."""
+    return paths.reports() if progress.TERMINAL in os.environ else paths.NOTEBOOKS
 
 
 def history() -> list[dict[str, Any]]:
