@@ -177,7 +177,7 @@ def _tune(args: argparse.Namespace) -> int:
 def _refuse(args: argparse.Namespace, why: str, words: tuple[str, ...]) -> None:
     """Refuse what was given beside an option that leaves no room for it."""
     if given := [word for word in words if getattr(args, word.lower())]:
-        raise BadInput(f"{', '.join(given)}: {why}; expected nothing that would change it")
+        raise BadInput(f"{', '.join(given)}: {why}; expected nothing else that would change it")
 
 
 def _words(name: str, text: str) -> list[str]:
