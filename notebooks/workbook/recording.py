@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from workbook import candidates, drift, exams, files, goldens, platforms, runner, runs, schemas
+from workbook import candidates, drift, exams, files, goldens, platforms, runner, runs, schemas, suspects
 from workbook.errors import BadInput
 from workbook.exams import Written
 from workbook.goldens import Golden
@@ -120,8 +120,7 @@ def _refuse_unreadable(exam: Exam) -> None:
 
 def _refuse_changes() -> None:
     if changed := platforms.changed_files():
-        rest = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise BadInput(f"the checkout has uncommitted changes ({', '.join(changed[:3])}{rest}); expected a clean one, so that the golden's commit says what was measured")
+        raise BadInput(f"the checkout has uncommitted changes ({suspects.first_of(changed, 3)}); expected a clean one, so that the golden's commit says what was measured")
 
 
 def _base(exam: Exam, platform: str) -> Path:

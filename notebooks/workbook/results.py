@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbook import accuracy, bands, degeneration, drift, goldens, machine, metrics, scaling, verdicts
+from workbook import accuracy, bands, degeneration, drift, goldens, machine, metrics, scaling, suspects, verdicts
 from workbook.degeneration import Tally
 from workbook.params import Exam, Gate
 from workbook.schemas import RESULT_VERSION
@@ -155,8 +155,7 @@ def with_suspects(status: str, sentence: str, differences: list[dict[str, str]])
     names = [row["what"].removeprefix("machine.") for row in differences if not row["what"].startswith("controls.")]
     if status not in ("REGRESSED", "IMPROVED", "INCONCLUSIVE") or not names:
         return sentence
-    rest = f" and {len(names) - SUSPECTS} more" if len(names) > SUSPECTS else ""
-    return f"{sentence}. Not as they were for the golden: {', '.join(names[:SUSPECTS])}{rest}"
+    return f"{sentence}. Not as they were for the golden: {suspects.first_of(names, SUSPECTS)}"
 
 
 def judge_accuracy(scores: pd.DataFrame, golden: goldens.Golden | None, scorer: str | None = None, *, sampled: bool = False) -> dict[str, Any]:

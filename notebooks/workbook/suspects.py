@@ -1,4 +1,5 @@
 """Suspects: what is not as it was when the golden was recorded, and may be why a run differs from it."""
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -30,7 +31,7 @@ def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
     if (changed := platforms.changed_code(before.get("commit"), after.get("commit"))) is not None:  # else two commits are all that is known
         then, now = before.pop("commit"), after.pop("commit")
         if changed:
-            before[CODE], after[CODE] = then[:7], f"{now[:7]}, with changes to {_some(changed)}"
+            before[CODE], after[CODE] = then[:7], f"{now[:7]}, with changes to {first_of([PurePosixPath(path).name for path in changed], FILES)}"
     for name, move in machine.control_moves(golden, record.get("controls", {})).items():
         if abs(move) > MOVE:
             medians = [np.median(session) * 1e3 for session in golden.controls[name]]
@@ -52,9 +53,9 @@ def _in_words(environment: dict[str, Any]) -> dict[str, Any]:
     return environment | {"git": git} | changes | ({"gpus": "; ".join(gpus)} if gpus else {})
 
 
-def _some(files: list[str]) -> str:
-    rest = f" and {len(files) - FILES} more" if len(files) > FILES else ""
-    return ", ".join(PurePosixPath(path).name for path in files[:FILES]) + rest
+def first_of(names: Sequence[str], most: int) -> str:
+    """The first names of a list, and how many more there are: `a, b and 3 more`."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _rank(name: str) -> tuple[int, str]:
