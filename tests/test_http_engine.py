@@ -1,5 +1,6 @@
 """Engines behind a URL: every load against a scripted server, its faults, and what a server is started with."""
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 import scripted_server
 
 from workbook import client, embedded, load, measurement, metrics, models, params, platforms, sampling, validity
-from workbook.engines import EngineDied, http, server
+from workbook.engines import EngineDied, http, ports, server
 from workbook.errors import BadInput
 from workbook.subjects import Question
 
@@ -339,7 +340,7 @@ def test_a_server_that_does_not_stop_says_where_it_hangs_and_is_killed(tmp_path,
         process = subprocess.Popen([sys.executable, "-c", stubborn], env=os.environ | server.FAULTS, stdout=subprocess.PIPE, stderr=out, preexec_fn=server._prepare)
     assert process.stdout.readline() == b"up\n"
     engine = object.__new__(server.ServerEngine)
-    engine._processes, engine._tree = [process], []
+    engine._processes, engine._tree, engine._ports = [process], [], []
     engine._stop()
     assert not psutil.pid_exists(process.pid)
     assert "Aborted" in log.read_text() and "in waits_for_ever" in log.read_text()
@@ -356,10 +357,31 @@ def test_a_server_that_does_not_start_says_why(tmp_path):
 def test_a_port_that_another_has_taken(tmp_path, monkeypatch):
     """Whoever answers there is not taken for the server that was started."""
     with scripted_server.running() as other:
-        monkeypatch.setattr(server, "_free_ports", lambda count: [int(other.url.rpartition(":")[2])])
+        monkeypatch.setattr(ports, "take", lambda count: [ports.Block(int(other.url.rpartition(":")[2]), 0, socket.socket())])
         asked = params.check({"run": "x", "engine": "server", "timeout_s": 200})
         with pytest.raises(EngineDied, match=r"the server did not start: OSError: \[Errno 98\] Address already in use"):
             server.ServerEngine(asked, embedded.prepare(), tmp_path / "engine.log")
+
+
+def test_each_server_has_ports_of_its_own(tmp_path, monkeypatch):
+    """What vLLM is given, and that it looks there: data parallel engines would all look at the same port at once, and are given none."""
+    monkeypatch.delenv("VLLM_PORT", raising=False)
+    started, asked = [], params.check({"run": "x", "engine": "server", "replicas": 2})
+    monkeypatch.setattr(server.subprocess, "Popen", lambda words, env, **_: started.append((words, env)))
+    engine = object.__new__(server.ServerEngine)
+    engine._log, engine._processes, blocks = tmp_path / "engine.log", [], ports.take(2)
+    urls = [engine._launch(asked, tmp_path, i, block) for i, block in enumerate(blocks)]
+    assert [words[words.index("--port") + 1] for words, _ in started] == [str(b.api) for b in blocks] == [url.rpartition(":")[2] for url in urls]
+    assert [env["VLLM_PORT"] for _, env in started] == [str(b.engines) for b in blocks]
+    engine._launch(asked.model_copy(update={"engine_args": {"data_parallel_size": 2}}), tmp_path, 0, blocks[0])
+    engine._launch(asked.model_copy(update={"env": {"VLLM_PORT": "40001"}}), tmp_path, 0, blocks[0])
+    assert "VLLM_PORT" not in started[2][1] and started[3][1]["VLLM_PORT"] == "40001", "the exam's own wins"
+    from vllm.utils.network_utils import get_open_port
+    monkeypatch.setenv("VLLM_PORT", str(blocks[1].engines))
+    with socket.create_server(("", blocks[1].engines)):
+        assert get_open_port() == blocks[1].engines + 1, "the first that is free"
+    for block in blocks:
+        block.close()
 
 
 def penalised(folder):

@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import httpx
 import psutil
 
 from workbook import limits, models, orphans, paths, platforms
+from workbook.engines import ports
 from workbook.engines.base import EngineDied, chosen_attention, engine_args, environment, last_error, wait_for_memory
 from workbook.engines.http import HttpEngine
 from workbook.params import Exam
@@ -45,9 +45,11 @@ class ServerEngine(HttpEngine):
         self._log, self._log_start = log, log.stat().st_size if log.exists() else 0
         self._processes: list[subprocess.Popen] = []
         self._tree: list[psutil.Process] = []
+        self._ports: list[ports.Block] = []
         atexit.register(self._stop)
         try:
-            urls = [self._launch(exam, model, index, port) for index, port in enumerate(_free_ports(exam.replicas))]
+            self._ports = ports.take(exam.replicas)
+            urls = [self._launch(exam, model, index, block) for index, block in enumerate(self._ports)]
             self._wait_until_ready(urls, limits.deadline(exam.timeout_s))
             # Noted now: those of a server that is killed later are nobody's children by the time it is stopped.
             self._tree = self._descendants()
@@ -85,15 +87,17 @@ class ServerEngine(HttpEngine):
             return f"killed by {signal.Signals(-code).name}"
         return last_error(self._log, self._log_start) or ("it does not answer any more" if code is None else f"its process ended with {code}")
 
-    def _launch(self, exam: Exam, model: Path, index: int, port: int) -> str:
-        words = [sys.executable, "-m", *entry_point(exam), "--host", "127.0.0.1", "--port", str(port),
+    def _launch(self, exam: Exam, model: Path, index: int, block: ports.Block) -> str:
+        words = [sys.executable, "-m", *entry_point(exam), "--host", "127.0.0.1", "--port", str(block.api),
                  "--model", str(model), "--disable-uvicorn-access-log", *arguments(engine_args(exam))]
         if adapter := models.adapter(exam):
             words += ["--lora-modules", f"{adapter.name}={adapter.folder}"]
+        # vLLM's data parallel engines would all start looking at the same port, at the same time: to those the kernel gives theirs.
+        found = {"VLLM_PORT": str(block.engines)} if exam.engine_args.get("data_parallel_size", 1) == 1 else {}
+        variables = paths.child_environment() | OPEN | FAULTS | found | environment(exam) | placement(exam, index)
         with self._log.open("a") as log:
-            self._processes.append(subprocess.Popen(words, env=paths.child_environment() | OPEN | FAULTS | environment(exam) | placement(exam, index), stdin=subprocess.DEVNULL,
-                                                    stdout=log, stderr=log, preexec_fn=_prepare))
-        return f"http://127.0.0.1:{port}"
+            self._processes.append(subprocess.Popen(words, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_prepare))
+        return f"http://127.0.0.1:{block.api}"
 
     def _wait_until_ready(self, urls: list[str], deadline: float) -> None:
         """Ask each server whether it is up.
@@ -134,6 +138,8 @@ class ServerEngine(HttpEngine):
         for process in self._processes:
             process.wait()
         self._processes.clear()
+        for block in self._ports:
+            block.close()
 
     def _descendants(self) -> list[psutil.Process]:
         found = []
@@ -175,14 +181,6 @@ def placement(exam: Exam, index: int) -> dict[str, str]:
         return {}
     shares = platforms.shares(exam.replicas * each)
     return {"VLLM_CPU_OMP_THREADS_BIND": "|".join(shares[index * each:(index + 1) * each])}
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:  # all at once, or the same might come twice
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def _listens(process: subprocess.Popen, url: str) -> bool:
