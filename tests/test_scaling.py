@@ -195,6 +195,8 @@ def test_the_first_screen_says_it(folders):
     assert answers["Do they pull together?"] == "8 replicas answered, with 100 to 107 output tokens: the busiest has 1.03 × the mean", "the end is the schedule's"
     answers = {q["question"]: q["answer"] for q in results.five_questions(asked, Completeness(2, 2, 0.0, 0.0, []), many, spread, {}, "no golden", None, None)}
     assert answers["Do they pull together?"].endswith("they stand idle 0 % of the time on average, until the slowest is done"), "and its tokens came for two thirds"
+    answers = {q["question"]: q["answer"] for q in results.five_questions(paced, Completeness(2, 2, 0.0, 0.0, []), many, spread.assign(output_tokens=1000), {}, "no golden", None, None)}
+    assert answers["Do they pull together?"] == "8 replicas answered, each with 1,000 output tokens"
     assert metrics.headline(found()["points"]) == "output_tok_s@64"
     behind = asked.model_copy(update={"engine": "server", "engine_args": {"data_parallel_size": 4}})
     answers = {q["question"]: q["answer"] for q in results.five_questions(behind, Completeness(2, 2, 0.0, 0.0, []), record(asked, 4), requests.assign(replica=0), {}, "no golden", None, None)}

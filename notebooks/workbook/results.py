@@ -241,7 +241,8 @@ def _balance(exam: Exam, requests: pd.DataFrame, gpus: int) -> str:
     if len(tokens) == 1:
         return f"one engine over {gpus} GPUs" if gpus > 1 else f"one engine on one {'GPU' if gpus else 'CPU'}: nothing to balance"
     each = ", ".join(f"{count:,}" for count in tokens) if len(tokens) <= FEW else f"{tokens.min():,} to {tokens.max():,}"
-    said = f"{len(tokens)} replicas answered, with {each} output tokens: the busiest has {tokens.max() / tokens.mean():.2f} × the mean"
+    spread = f"with {each} output tokens: the busiest has {tokens.max() / tokens.mean():.2f} × the mean" if tokens.nunique() > 1 else f"each with {tokens.iloc[0]:,} output tokens"
+    said = f"{len(tokens)} replicas answered, {spread}"
     largest = requests[requests.point == requests.point.max()]
     idle, alone = np.median([(metrics.straggler(rows), metrics.last_answer(rows)) for _, rows in largest.groupby(["session", "repetition"])], axis=0)
     if exam.open_loop or not np.isfinite(idle):
