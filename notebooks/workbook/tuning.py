@@ -1,6 +1,6 @@
 """A tuning as it lies in the reports: the settings of a sweep, their visits, and what they say.
 
-Each setting was visited once a round, in a fresh engine. Its throughput at the sweep's largest point is held against
+Each setting was visited once a round in a fresh engine, and the untuned run before and after each round. Its throughput at the sweep's largest point is held against
 the untuned run's with the rule of the goldens (`verdicts.judge`), session by session.
 """
 import math
@@ -159,10 +159,13 @@ def setting_of(visit: str) -> str:
 
 
 def order(settings: list[str], rounds: int) -> list[str]:
-    """Names of the visits in their order: each setting once a round, every other round backwards, so that an even drift
-    of the machine falls on all of them alike. `combined`, which is known last, is visited last, once for each round."""
-    planned = [name for name in settings if name != COMBINED]
-    turns = [name for turn in range(rounds) for name in (planned[::-1] if turn % 2 else planned)]
+    """Names of the visits in their order: each setting once a round, every other round backwards, and the untuned run before the first round
+    and after each, so that an even drift of the machine falls on all of them alike. `combined`, which is known last, is visited
+    last, once for each round."""
+    tried = [name for name in settings if name not in (UNTUNED, COMBINED)]
+    turns = [UNTUNED]
+    for turn in range(rounds):
+        turns += [*(tried[::-1] if turn % 2 else tried), UNTUNED]
     turns += [COMBINED] * rounds if COMBINED in settings else []
     return [f"{number:02}-{name}" for number, name in enumerate(turns, start=1)]
 
@@ -274,7 +277,7 @@ def interval(a: Against) -> str:
 
 def notes(tuning: Tuning) -> list[str]:
     """What a reader should know beside the verdict, a sentence each."""
-    found = [] if tuning.rounds > 1 else ["each setting was visited once: what differs between sessions is assumed to be 1 % and not seen; ROUNDS=2 sees it"]
+    found = [] if tuning.rounds > 1 else ["each setting was visited once, and the untuned run before and after them: what differs between sessions is assumed to be 1 %, and seen of that run alone; ROUNDS=2 sees it of all"]
     measured = [v for v in tuning.visits if v.record]
     drifts = {name.removesuffix("_s"): paired.drift(measured, name) for name in (measured[0].record["controls"] if measured else ())}
     moved = {name: how for name in tuning.valid if UNTUNED in tuning.valid and (how := tuning.moved(name))}
