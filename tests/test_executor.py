@@ -209,5 +209,16 @@ def test_a_failure_is_at_the_top_with_the_end_of_the_log(tmp_path):
     assert "the engine &lt;died&gt;" in html and "line 499 &lt;b&gt;" in html and "line 100 " not in html
 
 
+def test_a_failure_is_said_once(tmp_path):
+    """In the words of whoever knows the most of it, and not by papermill too, whose link leads nowhere on a page; where it happened stays marked."""
+    done, path = run(tmp_path, "1 / 0"), tmp_path / "out.ipynb"
+    for sentence in (done.problem, f"out.ipynb failed: {done.problem}, while recording"):
+        pages.add_failure(path, sentence, tmp_path / "none.log")
+    pages.write(path, tmp_path / "out.html", "out", [])
+    html = (tmp_path / "out.html").read_text()
+    assert html.count("This run failed.") == 1 and "ZeroDivisionError: division by zero, while recording" in html
+    assert "An Exception was encountered" not in html and html.count("encountered an exception here") == 1
+
+
 def test_code_can_be_left_out(tmp_path):
     assert "secret_code" not in page(tmp_path, [new_markdown_cell("# T"), new_code_cell("secret_code")], code=False)

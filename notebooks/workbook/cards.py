@@ -12,6 +12,8 @@ MARKS = {"PASSED": "✓", "IMPROVED": "▲", "REGRESSED": "▼", "INVALID": "✗
 
 LONG_WORD = 60
 """A word of more characters is broken where the table ends: a model that loops may have written one of thousands."""
+SENTENCE = 40
+"""A text of more characters is read in lines: its column keeps this width, and is not squeezed to a word a line by many others."""
 
 
 def show(*fragments: str) -> None:
@@ -71,13 +73,15 @@ def table(frame: pd.DataFrame, caption: str = "") -> str:
             return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.4g}"
         return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
-    def broken(text: str) -> str:
-        return ";overflow-wrap:anywhere" if any(len(word) > LONG_WORD for word in text.split()) else ""
+    def wrapped(text: str) -> str:
+        if any(len(word) > LONG_WORD for word in text.split()):
+            return ";overflow-wrap:anywhere"
+        return f";min-width:{SENTENCE / 2:.0f}em" if len(text) > SENTENCE else ""  # a letter is half as wide as it is high
 
     numeric = [c for c in frame if pd.api.types.is_numeric_dtype(frame[c])]
     head = "".join(f'<th style="text-align:{"right" if c in numeric else "left"};padding:.2em .8em">{html.escape(str(c))}</th>' for c in frame)
     head = f"<thead><tr>{head}</tr></thead>" if any(str(c).strip() for c in frame) else ""
-    body = "".join("<tr>" + "".join(f'<td style="text-align:{"right" if c in numeric else "left"};padding:.2em .8em;white-space:pre-wrap{broken(shown(v))}">{html.escape(shown(v))}</td>'
+    body = "".join("<tr>" + "".join(f'<td style="text-align:{"right" if c in numeric else "left"};padding:.2em .8em;white-space:pre-wrap{wrapped(shown(v))}">{html.escape(shown(v))}</td>'
                                     for c, v in zip(frame.columns, row, strict=True)) + "</tr>" for row in frame.itertuples(index=False))
     title = f'<caption style="text-align:left;font-weight:600;padding:.4em .8em">{html.escape(caption)}</caption>' if caption else ""
     # A text with dollar signs is no formula for JupyterLab's MathJax.

@@ -228,15 +228,15 @@ def lacking(by_repetition: pd.DataFrame, names: Iterable[str]) -> list[str]:
 
 
 def table(by_repetition: pd.DataFrame) -> pd.DataFrame:
-    """For reading: a row per metric that was measured with its unit, a column per repetition, and the definition. Of a sweep a
-    column per point, with medians over the repetitions."""
+    """For reading: a row per metric that was measured with its unit, a column per repetition by its number, and the definition. Of a
+    sweep a column per point, with medians over the repetitions."""
     points = dict.fromkeys(name.partition("@")[2] for name in by_repetition if "@" in name)
     if points:
         medians, names = by_repetition.median(), dict.fromkeys(name.partition("@")[0] for name in by_repetition)
         # What is measured once a session has no point, and stands in the first column.
         values = {f"at {point}": [medians.get(f"{name}@{point}", medians.get(name) if point == next(iter(points)) else None) for name in names] for point in points}
     else:
-        names, values = list(by_repetition), {f"repetition {number}": by_repetition.loc[(session, number)].to_numpy() for session, number in by_repetition.index}
+        names, values = list(by_repetition), {str(number): by_repetition.loc[(session, number)].to_numpy() for session, number in by_repetition.index}
     rows = pd.DataFrame({"metric": list(names), "unit": [kind(m).unit for m in names], **values, "definition": [kind(m).definition for m in names]})
     return rows.dropna(how="all", subset=list(values)).reset_index(drop=True)
 

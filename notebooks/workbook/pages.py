@@ -13,6 +13,10 @@ TEMPLATES = Path(__file__).parent / "template"
 LOG_LINES = 60
 HEADLINE = "headline"
 """Tag of the cell whose output opens the page, right below the title, wherever it stands in the notebook."""
+FAILURE = "failure"
+"""Tag of the cell that says why a run failed."""
+PAPERMILL_ERROR = "papermill-error-cell-tag"
+"""Tag of the cells that papermill adds to a failed notebook: one at the top, whose link to the other a page does not have, and that one."""
 
 
 def write(notebook: Path, page: Path, title: str, nav: list[tuple[str, str]], *, code: bool = True) -> None:
@@ -23,7 +27,7 @@ def write(notebook: Path, page: Path, title: str, nav: list[tuple[str, str]], *,
         code: show the code cells; cells tagged `hide-input` never show theirs.
     """
     nb = nbformat.read(notebook, as_version=4)
-    nb.cells = _headline_first([_without_scraps(cell) for cell in nb.cells])
+    nb.cells = _headline_first([_without_scraps(cell) for cell in nb.cells if not (_is(cell, PAPERMILL_ERROR) and 'href="' in cell.source)])
     nb.metadata.title = title
     nb.metadata.pop("widgets", None)
     exporter = HTMLExporter(config=Config({
@@ -44,14 +48,16 @@ def link(page: Path, name: str, address: str) -> None:
 
 
 def add_failure(notebook: Path, sentence: str, log: Path) -> None:
-    """Put the cause of a failure at the top of an executed notebook, with the end of the engine's log folded away.
+    """Put the cause of a failure at the top of an executed notebook, with the end of the engine's log folded away, in place of what
+    was said of it before.
 
     A notebook that never came to be written is made from its source, so that there is a page to read.
     """
     source = notebook if notebook.exists() else paths.NOTEBOOKS / notebook.name
     nb = nbformat.read(source, as_version=4)
+    nb.cells = [cell for cell in nb.cells if not _is(cell, FAILURE)]
     nb.cells.insert(0, new_markdown_cell(f'<div style="border-left:.4em solid #82071e;padding:.6em 1.2em;background:#fff0ee;color:#1f2328">'
-                                         f'<b>✗ This run failed.</b> {html.escape(sentence)}{_tail(log)}</div>'))
+                                         f'<b>✗ This run failed.</b> {html.escape(sentence)}{_tail(log)}</div>', metadata={"tags": [FAILURE]}))
     nbformat.write(nb, notebook)
 
 
@@ -71,8 +77,12 @@ def _without_scraps(cell):
 
 
 def _headline_first(cells: list) -> list:
-    headline = [c for c in cells if HEADLINE in c.metadata.get("tags", [])]
-    rest = [c for c in cells if HEADLINE not in c.metadata.get("tags", [])]
+    headline = [c for c in cells if _is(c, HEADLINE)]
+    rest = [c for c in cells if not _is(c, HEADLINE)]
     # Behind the title, and behind a failure's banner where there is one.
     place = next((i + 1 for i, c in enumerate(rest) if c.cell_type == "markdown" and c.source.startswith("# ")), 0)
     return rest[:place] + headline + rest[place:]
+
+
+def _is(cell, tag: str) -> bool:
+    return tag in cell.metadata.get("tags", [])
