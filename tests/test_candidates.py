@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import command, environment
-from workbook import candidates, exams, files, goldens, metrics, platforms, summary, verdicts
+from workbook import candidates, exams, files, goldens, metrics, platforms, recording, summary, verdicts
 from workbook.errors import BadInput
 
 PLATFORM = "Test CPU x2"
@@ -338,9 +338,36 @@ def test_two_that_grew_from_one_golden_lose_nothing(exam):
     made.sessions[3].finished = "2026-01-09T00:00:00+00:00"
     goldens.write(candidates.path_of("x"), made)
     refused, said = bless()
-    assert "1 of the golden's 4 sessions are not in the candidate, which has the other 3: it was made from an older golden (record its sessions anew with ADD=1)" in refused
+    assert "1 of the golden's 4 sessions are not in the candidate, which has the other 3: it was made from an older golden (move it away, and record its other sessions anew with ADD=1)" in refused
     assert "output_tok_s -9.9 %" in refused and len(goldens.read(golden_path()).sessions) == 4
     assert bless(accept_regression=True)[0].sessions == made.sessions, "where that is what is meant"
+
+
+def test_what_sessions_are_added_to_where_the_golden_has_grown_elsewhere(exam):
+    """A candidate that was blessed stays in the reports: the golden that has all of it and more is what grows. One with sessions of its own
+    would be recorded in vain, and is refused before it is."""
+    candidate(exam)
+    bless()
+    assert recording._base(exam, PLATFORM) == candidates.path_of("x"), "the same sessions"
+    elsewhere = candidate(exam, SPEEDS + scaled(1.0)[:1])
+    bless()
+    candidate(exam)
+    assert recording._base(exam, PLATFORM) == golden_path()
+    own = candidate(exam, SPEEDS + scaled(1.0)[:1])
+    own.sessions[3].mark = "0123456789ab"
+    goldens.write(candidates.path_of("x"), own)
+    assert own.sessions[3].finished == elsewhere.sessions[3].finished, "in the same second, on another card"
+    with pytest.raises(BadInput, match="x.json: cannot be added to: it lacks 1 of the golden's 4 sessions and has others, so that it would never be blessed; expected it moved away"):
+        recording._base(exam, PLATFORM)
+    candidate(exam, day="2026-02-01")
+    assert recording._base(exam, PLATFORM) == candidates.path_of("x"), "a new recording shares none"
+
+
+def test_how_far_readings_differ_is_kept_of_all_that_are_pooled(exam):
+    """In whichever order their files come."""
+    quiet, noisy = candidate(exam), candidate(exam, day="2026-01-02")
+    quiet.self_drift, noisy.self_drift = [0.01, 0.0], [0.4, 0.0]
+    assert sorted(goldens.merge(quiet, noisy).self_drift) == sorted(goldens.merge(noisy, quiet).self_drift) == [0.0, 0.0, 0.01, 0.4]
 
 
 def test_an_imported_golden_is_not_replaced_by_a_loss_unseen(exam):

@@ -37,6 +37,17 @@ def test_drawn_answers_take_more_to_be_worse(folders):
     assert judged == ["REGRESSED", "PASSED", "PASSED"]
 
 
+def test_greedy_answers_that_part_early_count_as_in_a_run(folders):
+    """Sixteen answers of which none parted in 3,200 tokens, and fourteen that do in 400."""
+    stored("before", (100.0, 101.0, 99.0))
+    stored("after", (100.0, 101.0, 99.0))
+    (a, exam), (b, _) = diffs.load("before"), diffs.load("after")
+    a, b = a.model_copy(update={"parted": (0, 3200)}), b.model_copy(update={"parted": (14, 400)})
+    sentences, _, status = diffs.compare(a, b, exam)
+    assert status == "REGRESSED" and any(s.startswith("REGRESSED: 14 of 1 greedy answers part from A's, one in 29 tokens; in its own sessions ") for s in sentences)
+    assert diffs.compare(b, a, exam)[2] == "PASSED"
+
+
 def test_a_run_is_not_called_a_golden(folders, capsys):
     """Whatever judges: the gates, a band, the machine, the answers."""
     band = {"rule": "band", "low": 0.9, "high": 1.2}

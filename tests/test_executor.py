@@ -165,6 +165,16 @@ def test_an_interruption_has_the_last_word(tmp_path):
     assert said == "goldbook: interrupted\n" and "Traceback" not in stack and "cell" in stack, stack
 
 
+def test_a_terminal_without_a_path_is_none(monkeypatch):
+    """As in a container that was entered from outside; not knowing it must not end a run."""
+    def nameless(number):
+        raise OSError(19, "No such device")
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(executor.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(executor.os, "ttyname", nameless)
+    assert executor._terminal() == ""
+
+
 # -- pages --------------------------------------------------------------------------------------
 
 

@@ -51,6 +51,14 @@ def test_merged_sessions_are_found_by_their_key(folders):
     assert found == golden and why == ""
 
 
+@pytest.mark.parametrize("more, kept", [({}, [[5, 5], [5, 5]]), ({"weights": "dummy"}, None), ({"ignore_eos": True}, None)])
+def test_lengths_are_kept_of_answers_that_end_by_themselves(more, kept):
+    """Those of synthetic weights mean nothing, and whatever holds two runs against each other finds none."""
+    requests = pd.DataFrame({"session": 1, "repetition": 1, "point": 0, "prompt_id": [0, 0, 1, 1], "sample": [0, 1, 0, 1], "output_tokens": 5,
+                             "arrival_s": 0.0, "first_token_s": 0.1, "last_token_s": 1.0})
+    assert goldens.session_of(record(params={"run": "x"} | more), by_repetition(), scores(), [], requests).lengths == kept
+
+
 def test_a_golden_is_stable_under_rewriting(folders):
     golden = blessed(folders)
     path = goldens.path_of(PLATFORM, "x")

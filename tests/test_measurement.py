@@ -220,6 +220,14 @@ def test_a_time_limit_that_is_not_reached_interrupts_nothing():
     time.sleep(0.4)
 
 
+@pytest.mark.parametrize("after_s", [-1, 0, 1e-5, 0.01])
+def test_a_time_limit_is_no_interruption_wherever_it_falls(after_s):
+    """One that is past when it is asked for too, as between two passes."""
+    for _ in range(20):
+        with pytest.raises(TimeoutError, match="time is up"), limits.interrupting(time.monotonic() + after_s):
+            time.sleep(5)
+
+
 # -- on the disk --------------------------------------------------------------------------------
 
 

@@ -46,6 +46,16 @@ def test_a_sampling_process_that_dies_is_said(strike, said):
     assert telemetry.busy(sampler.frame(), [(0, 1)]) == {} and telemetry.of_window(sampler.frame(), 0, 1, 1) == {} and telemetry.disturbances(sampler.frame(), [(0, 1)]) == []
 
 
+def test_an_interruption_while_it_starts_leaves_no_process(monkeypatch):
+    """In JupyterLab the kernel lives on."""
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(telemetry.time, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        telemetry.Sampler().__enter__()
+    assert not [p for p in psutil.Process().children(recursive=True) if "workbook.sampling" in p.cmdline()]
+
+
 def test_the_tree_has_every_process_but_the_sampling_one():
     child = subprocess.Popen([sys.executable, "-c", "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"])
     try:

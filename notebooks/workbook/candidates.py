@@ -238,7 +238,7 @@ def bless(run: str, reason: str, by: str, *, accept_regression: bool = False, te
 
 def _replace(candidate: Golden, exam: Exam, reason: str, by: str, accept: bool, tell: Callable[[str], None]) -> Path:
     place = goldens.path_of(candidate.key.platform, candidate.run)
-    golden, unread = _present(place)
+    golden, unread = present(place)
     comparable = golden if golden and goldens.same_work(golden.key, candidate.key) else None
     gates, anchor = watched(exam, candidate), comparable and comparable.anchor
     found = changes(candidate, comparable, anchor, gates)
@@ -263,7 +263,7 @@ def _replace(candidate: Golden, exam: Exam, reason: str, by: str, accept: bool, 
     return place
 
 
-def _present(place: Path) -> tuple[Golden | None, str]:
+def present(place: Path) -> tuple[Golden | None, str]:
     """The golden at a place, and what is wrong with it if it cannot be read."""
     try:
         return (goldens.read(place) if place.exists() else None), ""
@@ -277,7 +277,7 @@ def _lost(candidate: Golden, golden: Golden | None) -> list[str]:
     if not shared or shared == len(golden.sessions):
         return []
     return [f"{len(golden.sessions) - shared} of the golden's {len(golden.sessions)} sessions are not in the candidate, which has the other {shared}: it was made from an older "
-            f"golden (record its sessions anew with ADD=1)"]
+            f"golden (move it away, and record its other sessions anew with ADD=1)"]
 
 
 def _accuracy(candidate: Golden, golden: Golden | None, exam: Exam) -> accuracy.Drop | None:

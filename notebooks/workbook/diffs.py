@@ -61,6 +61,8 @@ def compare(a: goldens.Golden, b: goldens.Golden, exam: Exam | None = None) -> t
     if a.sequences and drift.same(a.sequences, b.sequences):
         moved = results.judge_drift(a, [s.logprobs for s in b.sequences])
         parts.append((moved["status"], moved["sentence"]))
+        if found := quality.judge_parting(b.parted, a):
+            parts.append((found["status"], found["sentence"]))
     # What judges calls the side that it holds a run against "the golden"; here it need not be one.
     return [f"{status}: {sentence.replace('the golden', 'A')}" for status, sentence in parts], _medians(a, b), overall([status for status, _ in parts])
 

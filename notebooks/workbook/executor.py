@@ -147,7 +147,7 @@ def _cell_seconds(target: Path) -> float:
 @contextlib.contextmanager
 def _announced(label: str) -> Iterator[Callable]:
     """Say in the terminal which section of which notebook is running; yields the callback for each cell."""
-    os.environ[progress.TERMINAL] = terminal = os.ttyname(2) if sys.stderr.isatty() and "CI" not in os.environ else ""
+    os.environ[progress.TERMINAL] = terminal = _terminal()
     os.environ[progress.LOG] = "" if terminal else _log()
     began, shown = time.monotonic(), ""
 
@@ -164,6 +164,14 @@ def _announced(label: str) -> Iterator[Callable]:
     finally:
         os.environ.pop(progress.TERMINAL, None)
         os.environ.pop(progress.LOG, None)
+
+
+def _terminal() -> str:
+    """The path of the terminal that our stderr is; empty if it is none, or one without a path here, as in a container that was entered from outside."""
+    try:
+        return os.ttyname(2) if sys.stderr.isatty() and "CI" not in os.environ else ""
+    except OSError:
+        return ""
 
 
 def _log() -> str:

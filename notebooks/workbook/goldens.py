@@ -43,12 +43,14 @@ class Sequence(Part):
 class Session(Part):
     """Where one session's samples come from.
 
-    `visit` tells hosts and their boots apart without naming them; `dirty` is whether the checkout had uncommitted changes.
+    `visit` tells hosts and their boots apart without naming them; `dirty` is whether the checkout had uncommitted changes; `mark` is random, since cards
+    of one host may end their sessions in the same second (empty of goldens from before there was one).
     """
     finished: str
     visit: str
     commit: str
     dirty: bool
+    mark: str = ""
 
 
 class Blessing(Part):
@@ -233,7 +235,8 @@ def session_of(record: dict[str, Any], by_repetition: pd.DataFrame, scores: pd.D
         parted: what `drift.parted` found, where the sequences are not the session's own answers.
     """
     judged = pd.DataFrame(columns=["prompt_id", "sample"]) if scores is None else scores
-    tallies = degeneration.tally(params.Exam(**record["params"]), judged)
+    exam = params.Exam(**record["params"])
+    tallies = degeneration.tally(exam, judged)
     found = {name: metrics.sessions(by_repetition, name) for name in by_repetition}
     samples = {name: Samples(unit=metrics.kind(name).unit, direction=metrics.kind(name).direction, sessions=[[rounded(v) for v in s] for s in values])
                for name, values in found.items() if np.isfinite(np.concatenate(values)).all()}
@@ -244,10 +247,11 @@ def session_of(record: dict[str, Any], by_repetition: pd.DataFrame, scores: pd.D
         scorer=next(iter(record["params"].get("scorers", [])), None) if "correct" in judged else None,
         rates={name: (t.count, t.of) for name, t in tallies.items()}, signs={name: t.questions for name, t in tallies.items()},
         stated=by_question(scores, "stated").tolist() if "stated" in judged else None,
-        lengths=None if scores is None or requests is None else by_question(answers_of(requests), "output_tokens").tolist(), parted=parted,
+        lengths=by_question(answers_of(requests), "output_tokens").tolist() if exam.free_to_stop and scores is not None and requests is not None else None, parted=parted,
         sequences=[Sequence(**s | {"logprobs": [round(x, 5) for x in s["logprobs"]]}) for s in sequences],
         requests={} if requests is None else {name: [[rounded(v) for v in values]] for name, values in distributions.quantiles(requests).items()},
-        sessions=[Session(finished=record["finished"], visit=record["machine"]["visit"], commit=record["machine"]["git"]["commit"], dirty=record["machine"]["git"]["dirty"])])
+        sessions=[Session(finished=record["finished"], visit=record["machine"]["visit"], commit=record["machine"]["git"]["commit"], dirty=record["machine"]["git"]["dirty"],
+                          mark=record.get("mark", ""))])
 
 
 def merge(first: Golden, *others: Golden) -> Golden:
@@ -275,6 +279,7 @@ def merge(first: Golden, *others: Golden) -> Golden:
         if other.rates:
             merged.rates = {name: (count + other.rates[name][0], of + other.rates[name][1]) for name, (count, of) in merged.rates.items() if name in other.rates}
             merged.signs = {name: [a + b for a, b in zip(merged.signs[name], other.signs[name], strict=True)] for name in merged.rates}
+        merged.self_drift += other.self_drift
         if other.sequences and drift.same(merged.sequences, other.sequences):
             merged.self_drift.append(rounded(drift.compare([s.logprobs for s in merged.sequences], [s.logprobs for s in other.sequences]).p99))
         if other.parted:

@@ -36,19 +36,24 @@ def told(stopped: float) -> Iterator[None]:
 def interrupting(at: float) -> Iterator[None]:
     """Raise TimeoutError in the main thread at a time of `time.monotonic`, even out of a call that blocks it: a
     signal is what wakes a thread that waits."""
-    up = threading.Event()
+    up, over, one = threading.Event(), threading.Event(), threading.Lock()
 
     def interrupt() -> None:
-        up.set()
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        with one:  # once it is over, the signal would meet whatever comes next
+            if not over.is_set():
+                up.set()
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
     timer = threading.Timer(min(max(0.0, at - time.monotonic()), threading.TIMEOUT_MAX), interrupt)
     timer.daemon = True
-    timer.start()
     try:
-        yield
+        try:
+            timer.start()  # of a time that is past the signal comes before it returns
+            yield
+        finally:
+            with one:
+                over.set()
+            timer.cancel()
     except KeyboardInterrupt:
         if up.is_set():
             raise TimeoutError(UP) from None
         raise
-    finally:
-        timer.cancel()

@@ -2,6 +2,7 @@
 when it ends early."""
 import math
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +75,7 @@ class Session:
         """For `run.json`; `number` is the session's, `startup_s` as `load.passes`. Hits of the prefix cache, those of a KV connector
         among them, are None where not every pass has a count of the cache's own."""
         hits = [r.counters.get(metrics.HITS[0]) for r in self.done]
-        return {"finished": runs.now(), "repetitions": load.passes(self.done, number, startup_s), "warmup": self.warmup.record(),
+        return {"finished": runs.now(), "mark": uuid.uuid4().hex[:12], "repetitions": load.passes(self.done, number, startup_s), "warmup": self.warmup.record(),
                 "prefix_cache_hits": None if None in hits else sum(r.counters.get(name, 0.0) for r in self.done for name in metrics.HITS)}
 
 

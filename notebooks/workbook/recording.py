@@ -124,11 +124,25 @@ def _refuse_changes() -> None:
 
 
 def _base(exam: Exam, platform: str) -> Path:
-    """The file whose sessions others are added to: the candidate, or where there is none the golden of a platform."""
-    path = candidates.path_of(exam.run)
-    if not path.exists() and not (path := goldens.path_of(platform, exam.run)).exists():
-        raise BadInput(f"{path}: no golden, and no candidate, to add to; expected `make record RUN={exam.run}` without ADD=1 first")
-    return path
+    """The file whose sessions others are added to: the candidate, or the golden of a platform where there is none, or one that has been
+    blessed and whose golden has grown since.
+
+    Raises:
+        BadInput: there is neither, or each has sessions that the other has not, beside some of both.
+    """
+    path, golden = candidates.path_of(exam.run), goldens.path_of(platform, exam.run)
+    if not path.exists() and not golden.exists():
+        raise BadInput(f"{golden}: no golden, and no candidate, to add to; expected `make record RUN={exam.run}` without ADD=1 first")
+    if not path.exists():
+        return golden
+    held = candidates.present(golden)[0]
+    sessions = goldens.read(path).sessions
+    new = [s for s in held.sessions if s not in sessions] if held else []
+    if not new or len(new) == len(held.sessions):
+        return path
+    if all(s in held.sessions for s in sessions):
+        return golden
+    raise BadInput(f"{path}: cannot be added to: it lacks {len(new)} of the golden's {len(held.sessions)} sessions and has others, so that it would never be blessed; expected it moved away, and those others recorded anew with ADD=1")
 
 
 def _unblessed(path: Path) -> Golden:

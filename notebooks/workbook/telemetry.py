@@ -62,8 +62,14 @@ class Sampler:
         with self._rows.open("w") as rows, self._errors.open("w") as errors:
             self._process = subprocess.Popen([sys.executable, "-m", "workbook.sampling", str(os.getpid()), self._watched], stdin=subprocess.DEVNULL,
                                              stdout=rows, stderr=errors, env=paths.child_environment())
-        while not self._rows.stat().st_size and self._process.poll() is None:
-            time.sleep(0.05)
+        try:
+            while not self._rows.stat().st_size and self._process.poll() is None:
+                time.sleep(0.05)
+        except BaseException:  # of an interruption here there is no exit
+            self._process.kill()
+            self._process.wait()
+            self._folder.cleanup()
+            raise
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

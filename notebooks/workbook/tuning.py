@@ -160,13 +160,12 @@ def setting_of(visit: str) -> str:
 
 def order(settings: list[str], rounds: int) -> list[str]:
     """Names of the visits in their order: each setting once a round, every other round backwards, and the untuned run before the first round
-    and after each, so that an even drift of the machine falls on all of them alike. `combined`, which is known last, is visited
-    last, once for each round."""
+    and after each, so that an even drift of the machine falls on all alike. `combined`, which is known last, comes last, once for each round."""
     tried = [name for name in settings if name not in (UNTUNED, COMBINED)]
     turns = [UNTUNED]
     for turn in range(rounds):
         turns += [*(tried[::-1] if turn % 2 else tried), UNTUNED]
-    turns += [COMBINED] * rounds if COMBINED in settings else []
+    turns += [COMBINED] * (rounds if COMBINED in settings else 0)
     return [f"{number:02}-{name}" for number, name in enumerate(turns, start=1)]
 
 
