@@ -1,7 +1,7 @@
 """Two stored runs held against each other."""
 import pytest
 from test_goldens import by_repetition, record, scores
-from workbook import __main__, diffs, files, goldens, paths
+from workbook import __main__, diffs, exams, files, goldens, paths
 from workbook.errors import BadInput
 
 SEQUENCES = [{"prompt_token_ids": [1], "token_ids": [2, 3], "logprobs": [-0.5, -0.25]}]
@@ -46,6 +46,13 @@ def test_greedy_answers_that_part_early_count_as_in_a_run(folders):
     sentences, _, status = diffs.compare(a, b, exam)
     assert status == "REGRESSED" and any(s.startswith("REGRESSED: 14 of 1 greedy answers part from A's, one in 29 tokens; in its own sessions ") for s in sentences)
     assert diffs.compare(b, a, exam)[2] == "PASSED"
+
+
+def test_what_makes_a_run_another_than_its_file_says(folders):
+    (folders / "params" / "x.yaml").write_text("run: x\nmax_tokens: 48\n")
+    asked = exams.load("x", exams.parse_set("max_tokens=16 num_prompts=9 repetitions=9"))
+    assert sorted(diffs.beside_its_file(asked).split("; ")) == ["", "key 'max_tokens' is 16, and 48 in its params file", f"key 'num_prompts' is 9, and {exams.load('x').num_prompts} in its params file"]
+    assert diffs.beside_its_file(exams.load("x")) == diffs.beside_its_file(asked.model_copy(update={"run": "gone"})) == ""
 
 
 def test_a_run_is_not_called_a_golden(folders, capsys):

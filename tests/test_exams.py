@@ -56,7 +56,7 @@ def test_what_yaml_did_is_said(write, line, expected):
 
 
 @pytest.mark.parametrize("text, start", [
-    ("run: [", "params/a.yaml: not YAML: while parsing"),
+    ("run: [", "params/a.yaml line 2: not YAML: while parsing"),
     ("just text", "params/a.yaml: holds a str; expected 'key: value' lines"),
     ("", "params/a.yaml: is empty; expected 'key: value' lines"),
     ("run: b\n", "params/a.yaml: key 'run' is 'b'; expected the file's stem, 'a'"),
@@ -308,3 +308,19 @@ def test_a_relative_folder_counts_from_the_checkout(monkeypatch, tmp_path):
     monkeypatch.setenv("GOLDBOOK_GOLDENS", "somewhere/goldens")
     monkeypatch.chdir(tmp_path)
     assert paths.goldens() == ROOT / "somewhere" / "goldens"
+
+
+@pytest.mark.parametrize("words, said", [
+    ('n=8 n=4', "SET: key 'n' is given twice; expected it once"),
+    ("gates.output_tok_s.delta=0.1 n=2 gates.output_tok_s.delta=0.2", "SET: key 'gates.output_tok_s.delta' is given twice; expected it once")])
+def test_what_is_said_twice_is_not_taken_by_chance(words, said):
+    with pytest.raises(BadInput, match=said):
+        exams.parse_set(words)
+
+
+def test_a_path_and_a_folder_that_is_not_there(folders, monkeypatch):
+    with pytest.raises(BadInput, match="^RUN is '../a'; expected a run's name and no path"):
+        exams.load("../a")
+    monkeypatch.setenv("GOLDBOOK_PARAMS", str(folders / "none"))
+    with pytest.raises(BadInput, match="none: no such folder; expected the params files there, or GOLDBOOK_PARAMS to name another"):
+        exams.load("a")

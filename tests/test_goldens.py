@@ -91,7 +91,7 @@ def test_without_any_golden(folders):
     (lambda text: json.dumps(json.loads(text) | {"blessing": None}), "key 'blessing' is null; expected a golden that was blessed"),
     (lambda text: json.dumps(json.loads(text) | {"extra": 1}), "key 'extra': Extra inputs are not permitted"),
     (lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "controls"}), "key 'controls': Field required"),
-    (lambda text: "[]", "key 'schema_version' is 'list'; expected 2"),
+    (lambda text: "[]", "holds a list; expected a golden, which is a mapping"),
 ])
 def test_a_damaged_golden_is_refused(folders, damage, message):
     blessed(folders)
@@ -182,8 +182,8 @@ def test_another_card_of_the_same_kind_is_no_suspect(folders, index, memory, lis
 
 @pytest.mark.parametrize("changed, listed", [
     ([], []),
-    (["notebooks/workbook/load.py"], [{"what": "code that measures", "golden": "aaaaaaa", "now": "bbbbbbb, with changes to load.py"}]),
-    ([f"notebooks/workbook/{name}.py" for name in "abcd"], [{"what": "code that measures", "golden": "aaaaaaa", "now": "bbbbbbb, with changes to a.py, b.py, c.py and 1 more"}]),
+    (["notebooks/workbook/load.py"], [{"what": "code that measures", "golden": "aaaaaaa", "now": "bbbbbbb; between the two load.py changed"}]),
+    ([f"notebooks/workbook/{name}.py" for name in "abcd"], [{"what": "code that measures", "golden": "aaaaaaa", "now": "bbbbbbb; between the two a.py, b.py, c.py and 1 more changed"}]),
     (None, [{"what": "commit", "golden": "a" * 40, "now": "b" * 40}])])
 def test_another_commit_is_a_suspect_if_it_measures_otherwise(folders, monkeypatch, changed, listed):
     """A team's commits are of params and goldens, and no reason for another speed; what takes the samples may be one."""
@@ -317,7 +317,7 @@ def test_what_others_take_of_the_cores_may_be_a_loss(folders):
     golden, still = blessed(folders), {"host_s": [1.05], "device_s": [2.0]}
     assert judge_machine(golden, still, others_cpu_pct=[4.9])["comparable"]
     found = judge_machine(golden, still, others_cpu_pct=[23.4])
-    assert not found["comparable"] and found["sentence"].endswith("; other processes took 23 % of the cores while it was measured (at most 5 %) and may have caused a loss")
+    assert not found["comparable"] and found["sentence"].endswith("; other processes took 23.4 % of the cores while it was measured (at most 5 %) and may have caused a loss")
     assert judge_machine(golden, still, **{"others_cpu_pct@1": [2.0, 4.0], "others_cpu_pct@8": [6.0, float("nan")], "output_tok_s@1": [9.0, 9.0]})["others_pct"] == 4.5
     assert judge_machine(golden, still, output_tok_s=[9.0])["others_pct"] == 0
 

@@ -224,6 +224,13 @@ def test_a_changed_checkout_is_refused(place, monkeypatch):
         recording.record("quick")
 
 
+def test_an_exam_that_is_not_in_git_is_not_recorded(place, monkeypatch):
+    """Its golden would name a commit that does not hold it."""
+    monkeypatch.setattr(platforms, "untracked", lambda path: path.name == "quick.yaml")
+    with pytest.raises(BadInput, match="^params/quick.yaml: is not in git; expected it committed, so that the golden's commit says what was measured$"):
+        recording.record("quick")
+
+
 @pytest.mark.parametrize("take", [recording.record, runner.run])
 def test_an_argument_that_vllm_does_not_know_is_refused(place, take):
     params_file = place / "params" / "own.yaml"
@@ -252,6 +259,7 @@ def test_changes_to_goldens_are_none(tmp_path, monkeypatch):
     files.write_text(tmp_path / "goldens/a.json", "2")
     files.write_text(tmp_path / "untracked", "2")
     assert platforms.changed_files() == [] and platforms.git_state() == {"commit": first, "dirty": False}
+    assert platforms.untracked(tmp_path / "untracked") and not platforms.untracked(tmp_path / "README.md") and not platforms.untracked(tmp_path.parent / "elsewhere")
     files.write_text(tmp_path / "README.md", "2")
     files.write_text(tmp_path / "notebooks/workbook/verdicts.py", "2")
     assert platforms.changed_files() == ["README.md", "notebooks/workbook/verdicts.py"] and platforms.git_state()["dirty"]

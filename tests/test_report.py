@@ -30,6 +30,7 @@ def several(folders):
 def test_a_word_without_an_end_does_not_widen_a_table():
     assert "overflow-wrap:anywhere" in cards.table(pd.DataFrame({"answer": ["so 1" + "0" * 3000]}))
     assert "overflow-wrap" not in cards.table(pd.DataFrame({"answer": ["a word " * 100]}))
+    assert "min-width" in cards.table(pd.DataFrame({"answer": ["a word " * 100]})) and "min-width" not in cards.table(pd.DataFrame({"answer": ["a word"]}))
 
 
 def test_nothing_is_left_out(several):
@@ -83,6 +84,8 @@ def test_cards_escape_and_say_what_is_missing():
     assert "<script>" not in html and "&lt;x&gt;" in html and 'href="g.html"' in html and "score missing" in html
     assert "no pages: taken in JupyterLab" in cards.run_card(result("x", "PASSED", metrics={"output_tok_s": METRIC}), ["generate", "score"], {})
     assert cards.verdict("NO_GOLDEN", "no golden of x", [{"question": "Faster?", "answer": "no golden of x"}]).count("no golden of x") == 1
+    only = cards.verdict("PASSED", "output_tok_s -4.6 %", [{"question": "Faster?", "answer": "output_tok_s -4.6 %"}])
+    assert only.count("output_tok_s -4.6 %") == 2 and "nothing to compare" not in only, "an answer that is all there is to say of a run that passed"
     assert "no pages" not in cards.run_card(result("x", "INVALID"), ["generate", "score"], {}), "it was refused"
 
 

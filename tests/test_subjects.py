@@ -97,8 +97,15 @@ def test_random_prompts_are_made_to_length(tokenizer):
 @pytest.mark.parametrize("subject", ["chain_sum", "gsm_symbolic"])
 def test_wrong_options_of_a_generated_subject(tokenizer, subject):
     for wrong in ({"terms": 2}, {"min_terms": 5, "max_terms": 2}) if subject == "chain_sum" else ({"terms": 2},):
-        with pytest.raises(BadInput, match=f"key 'subject_args' is .*; expected options of reasoning-gym's {subject}"):
-            subjects.questions(exam(subject=subject, subject_args=wrong), tokenizer)
+        with pytest.raises(BadInput, match=f"key 'subject_args' (is|has) .*; expected options of reasoning-gym's {subject}"):
+            subjects.require(exam(subject=subject, subject_args=wrong))
+
+
+def test_a_misspelt_option_is_refused_before_anything_starts():
+    with pytest.raises(BadInput, match="^key 'subject_args' has 'min_term'; expected options of reasoning-gym's chain_sum: min_terms, .*; did you mean 'min_terms'.$"):
+        subjects.require(exam(subject="chain_sum", subject_args={"min_term": 2}))
+    with pytest.raises(BadInput, match="subject_args"):
+        subjects.require(exam(subject="random", chat_template=False, input_len=17, output_len=5, max_tokens=0, subject_args={"min_terms": 2}))
 
 
 # -- files --------------------------------------------------------------------------------------

@@ -151,7 +151,7 @@ def _record(args: argparse.Namespace) -> int:
     else:
         _refuse(args, "FROM takes the sessions that are in its files", ("SESSIONS", "MODEL", "SET"))
         done = recording.pool(args.run, _words("FROM", args.places), args.add)
-    print(f"candidate: {candidates.path_of(args.run)}, {len(done.sessions)} sessions", file=sys.stderr)
+    print(f"candidate: {candidates.path_of(args.run)}, {len(done.sessions)} session{'' if len(done.sessions) == 1 else 's'}", file=sys.stderr)
     for problem in done.problems:
         print(f"cannot be blessed: {problem}", file=sys.stderr)
     missing = "; ".join(candidates.shortage(done))

@@ -35,7 +35,7 @@ def verdict(status: str, sentence: str, questions: Iterable[dict[str, str]] = ()
     for q in questions if status in ("PASSED", "IMPROVED") else ():
         sentence = sentence.replace(f"; {q['answer']}", "")
     rows = "".join(f'<tr><th style="text-align:left;vertical-align:top;white-space:nowrap;padding:.4em 1.2em .4em 0">{html.escape(q["question"])}</th>'
-                   f'<td style="text-align:left;padding:.4em 0">{html.escape("nothing to compare with, as said above" if q["answer"] == sentence else q["answer"])}</td></tr>' for q in questions)
+                   f'<td style="text-align:left;padding:.4em 0">{html.escape("nothing to compare with, as said above" if status == "NO_GOLDEN" and q["answer"] == sentence else q["answer"])}</td></tr>' for q in questions)
     table = f'<table class="answers" style="border-collapse:collapse;margin-top:1em;font-size:1em">{rows}</table>' if rows else ""
     return (f'<div style="border-left:.4em solid {COLOURS[status]};padding:.6em 1.2em;background:#f6f8fa;color:#1f2328;max-width:62em">'
             f'<p style="font-size:1.15em;margin:.2em 0">{badge(status)}&nbsp; {html.escape(sentence)}</p>{table}</div>')

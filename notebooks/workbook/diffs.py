@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from workbook import accuracy, drift, files, goldens, machine, metrics, paths, quality, results, suspects
+from workbook import accuracy, drift, exams, files, goldens, machine, metrics, paths, quality, results, suspects
 from workbook.errors import BadInput
 from workbook.params import WORK_KEYS, Exam, Gate
 from workbook.statuses import overall
@@ -70,6 +70,16 @@ def compare(a: goldens.Golden, b: goldens.Golden, exam: Exam | None = None) -> t
 def _other_work(a: Exam | None, b: Exam | None) -> str:
     """The parameters that make the work of two exams another, with both values; of goldens they are not known."""
     return "".join(f"; key '{key}' is {one!r} and {other!r}" for key in WORK_KEYS if a and b and (one := getattr(a, key)) != (other := getattr(b, key)))
+
+
+def beside_its_file(exam: Exam) -> str:
+    """The parameters that make a run's work another than that of its params file, with both values: what `SET` changed. Empty where nothing
+    did, or there is no such file."""
+    try:
+        written = exams.load(exam.run)
+    except BadInput:
+        return ""
+    return "".join(f"; key '{key}' is {now!r}, and {before!r} in its params file" for key in WORK_KEYS if (now := getattr(exam, key)) != (before := getattr(written, key)))
 
 
 def _machine(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> dict:

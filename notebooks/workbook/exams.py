@@ -64,6 +64,10 @@ def resolve(run: str, overrides: Written | None = None) -> Written:
         BadInput: as `load`, short of what the schema finds.
     """
     path, variant = _file(run), run.partition("@")[2]
+    if not paths.params().is_dir():
+        raise BadInput(f"{paths.params()}: no such folder; expected the params files there, or GOLDBOOK_PARAMS to name another")
+    if "/" in run:
+        raise BadInput(f"RUN is {run!r}; expected a run's name and no path{nearest(path.stem, names())}")
     if not path.is_file():
         known = f"expected one of {', '.join(names()) or 'none'}"
         raise BadInput(f"params/{path.name}: no such run{nearest(run, names()) or f'; {known}'}" if run else f"RUN is missing; {known}")
@@ -111,9 +115,9 @@ def parse_set(text: str, model: str = "", source: str = "SET") -> Written:
     call the text.
 
     Raises:
-        BadInput: a word without `=`, or a value that is not YAML (a value with spaces wants quotes).
+        BadInput: a word without `=`, a key that is given twice, or a value that is not YAML (a value with spaces wants quotes).
     """
-    written = Written({}, {})
+    written, given = Written({}, {}), set[KeyPath]()
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -132,6 +136,9 @@ def parse_set(text: str, model: str = "", source: str = "SET") -> Written:
             nested = value  # OMP_NUM_THREADS=1 is text, as it would be in a shell
         for name in reversed(path):
             nested = {name: nested}
+        if path in given:
+            raise BadInput(f"{source}: key {key!r} is given twice; expected it once")
+        given.add(path)
         written = Written(nested, part.places).over(written, keep=True)
     return Written({"model": model}, {("model",): Place("MODEL")}).over(written, keep=True) if model else written
 
@@ -218,6 +225,9 @@ def read(path: Path) -> Written:
     source = source_of(path)
     try:
         written = _parse(path.read_text(), source)
+    except yaml.MarkedYAMLError as error:
+        mark = error.context_mark or error.problem_mark  # where what is wrong begins: a bracket that is not closed is missed at the end
+        raise BadInput(f"{source}{f' line {mark.line + 1}' if mark else ''}: not YAML: {', '.join(filter(None, (error.context, error.problem)))}") from None
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise BadInput(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:

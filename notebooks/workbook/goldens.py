@@ -131,7 +131,9 @@ def read(path: Path) -> Golden:
     """
     values = files.read_json(path)
     if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
-        found = values.get("schema_version") if isinstance(values, dict) else type(values).__name__
+        if not isinstance(values, dict):
+            raise BadInput(f"{path}: holds a {type(values).__name__}; expected a golden, which is a mapping")
+        found = values.get("schema_version")
         raise BadInput(f"{path}: key 'schema_version' is {found!r}; expected {SCHEMA_VERSION}"
                        + (", so record and bless it again" if isinstance(found, int) and found < SCHEMA_VERSION else ""))
     try:
@@ -195,7 +197,7 @@ def find(run: str, key: Key) -> tuple[Golden | None, str]:
     if golden.key.platform != key.platform:
         return None, f"the golden of '{run}' kept for '{key.platform}' was recorded on '{golden.key.platform}'"
     if golden.key.work != key.work:
-        return None, f"the golden of '{run}' for '{key.platform}' was recorded with other parameters"
+        return None, f"the golden of '{run}' for '{key.platform}' was recorded with other parameters, by commit {golden.sessions[0].commit[:7]}"
     if not same_work(golden.key, key):
         return None, f"the golden of '{run}' for '{key.platform}' was recorded with other prompts"
     return golden, ""

@@ -86,7 +86,7 @@ def _weighed(moves: dict[str, float], slowed: dict[str, float], certain: dict[st
     slower, faster = (", ".join(_said(k, moves[k], counts[k], 1) for k in moved if sign * counts[k] > 0) for sign in (1, -1))
     slows = [f"fixed work took longer than in any of the golden's sessions: {slower}, so {CHANGED} and may have caused a loss"] if slower else []
     if others_pct > controls.OTHERS_PCT:
-        slows += [f"other processes took {others_pct:.0f} % of the cores while it was measured (at most {controls.OTHERS_PCT} %) and may have caused a loss"]
+        slows += [f"other processes took {others_pct:.3g} % of the cores while it was measured (at most {controls.OTHERS_PCT} %) and may have caused a loss"]
     speeds = [f"fixed work took less time than in any of the golden's sessions: {faster}, so {CHANGED} and may hide a loss"] if faster else []
     each = ", ".join(_said(k, v, counts[k]) + (" before the load" if k not in deciding else "") for k, v in moves.items())
     return {"moves": moves, "counts": counts, "slowed": slowed, "certain": certain, "share": shares, "tolerance": controls.TOLERANCE, "others_pct": others_pct,

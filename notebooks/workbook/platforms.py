@@ -268,6 +268,11 @@ def changed_files() -> list[str]:
     return [name for name in (git("diff", "--name-only", "--relative", "HEAD", *TRACKED) or "").splitlines() if not _only_run(name)]
 
 
+def untracked(path: Path) -> bool:
+    """Whether a file of the checkout is none of git's; False outside the checkout or git."""
+    return bool(git("ls-files", "--others", "--", str(path)))
+
+
 def _only_run(name: str) -> bool:
     """Whether a changed file is a notebook with the cells that it has in git."""
     if not name.endswith(".ipynb"):

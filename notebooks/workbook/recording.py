@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from workbook import candidates, drift, exams, files, goldens, platforms, runner, runs, schemas, suspects
+from workbook import candidates, drift, exams, files, goldens, paths, platforms, runner, runs, schemas, suspects
 from workbook.errors import BadInput
 from workbook.exams import Written
 from workbook.goldens import Golden
@@ -31,7 +31,7 @@ def record(name: str, overrides: Written | None = None, sessions: int = candidat
     path = candidates.path_of(name)
     candidate = _extended(exam) if add else None
     _refuse_unreadable(exam)
-    _refuse_changes()
+    _refuse_changes(name)
     runner.require(exam)
     as_run = exams.load(name)  # with as many repetitions as a run has, fewer than a recording, which show less
     with runner.Reports():
@@ -118,7 +118,10 @@ def _refuse_unreadable(exam: Exam) -> None:
         raise BadInput(f"{error}; a recording that is to replace it: expected it to be moved away first") from None
 
 
-def _refuse_changes() -> None:
+def _refuse_changes(name: str) -> None:
+    file = paths.params() / f"{name.partition('@')[0]}.yaml"
+    if platforms.untracked(file):
+        raise BadInput(f"params/{file.name}: is not in git; expected it committed, so that the golden's commit says what was measured")
     if changed := platforms.changed_files():
         raise BadInput(f"the checkout has uncommitted changes ({suspects.first_of(changed, 3)}); expected a clean one, so that the golden's commit says what was measured")
 
@@ -167,6 +170,7 @@ def _session(exam: Exam, kept: str, candidate: str) -> Golden:
     """One complete run as a session of a golden. Where it is put to others it reads their sequences (of the file `candidate`),
     so that the golden knows how far readings of one model differ; else its own, whatever golden there is: another model's would
     be a measure of that model for good."""
+    exam = exam.model_copy(update={"title": f"{exam.title or exam.run}, as a session of a recording"})  # whose card takes the place of the last run's
     runs.set_aside(exam.run)
     folder = runs.start(exam.run)
     files.write_text(folder / "params.yaml", exams.flat(exam))

@@ -105,10 +105,10 @@ def require(exam: Exam, own_engine: bool = True) -> None:
 
 def run_one(exam: Exam) -> str:
     """Take one exam; returns its status. Never raises for what goes wrong in it, short of an interruption."""
-    say(f"\n{exam.run}: {exam.title}")
     try:
         if reason := platforms.unmet(exam):
             return _stop(exam.run, "SKIPPED", reason, exam)
+        say(f"\n{exam.run}: {exam.title}")
         require(exam)
         goldens.require_readable(exam)
         runs.set_aside(exam.run)
@@ -266,9 +266,9 @@ def _report(statuses: list[str], strict: bool) -> int:
     for reason, count in skipped.items():
         say(f"{count} SKIPPED: {reason}")
     if missing := sum(r["status"] == "NOT_RUN" for r in found):
-        say(f"{missing} more have not been run on this machine (python -m workbook list)")
+        say(f"{missing} more have not been run on this machine (make list)")
     if problem:
         say(f"summary.ipynb failed: {problem}")
     code = exit_code([*statuses, *(["INVALID"] if problem else [])], strict)
-    say(f"\n{paths.reports() / 'index.html'}  (exit code {code}, {datetime.datetime.now():%H:%M})")
+    say(f"\n{paths.reports() / 'index.html'}  (exit code {code}{', of this run alone' if len(statuses) == 1 and len(taken) > 1 else ''}, at {datetime.datetime.now():%H:%M})")
     return code

@@ -1,5 +1,7 @@
 """Subjects: where the questions come from. Each gives the same prompts for the same seed."""
+import dataclasses
 import hashlib
+import importlib
 import importlib.resources
 import importlib.util
 import itertools
@@ -7,13 +9,14 @@ import json
 import random as random_module
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from workbook import hub, paths, scorers
 from workbook.errors import BadInput
-from workbook.params import Exam
+from workbook.params import Exam, nearest
 from workbook.tokens import Tokenizer
 
 
@@ -77,12 +80,16 @@ def require(exam: Exam) -> None:
     """What can be said of an exam's questions before any is read.
 
     Raises:
-        BadInput: there is no such file, or subject `jsonl` has no such option.
+        BadInput: there is no such file, or the subject has no such option.
     """
     if exam.subject_path:
         _file(exam)
     if exam.subject == "jsonl":
         _names(exam)
+    elif exam.subject in GENERATED:
+        _task(exam)
+    else:
+        _no_options(exam)
 
 
 def prompt_set_sha256(found: list[Question]) -> str:
@@ -93,27 +100,36 @@ def prompt_set_sha256(found: list[Question]) -> str:
 
 def chain_sum(exam: Exam, _: Tokenizer) -> Iterator[Prompt]:
     """Sums by reasoning-gym; options are those of its chain_sum task. As many as are asked for."""
-    import_reasoning_gym()
-    import reasoning_gym.arithmetic.chain_sum  # noqa: F401  registers the task
-    yield from _generated(exam, "chain_sum")
+    yield from _generated(exam)
 
 
 def gsm_symbolic(exam: Exam, _: Tokenizer) -> Iterator[Prompt]:
     """Word problems in the manner of GSM8K, made from 100 templates by reasoning-gym; options are those of its
     gsm_symbolic task. As many as are asked for."""
-    import_reasoning_gym()
-    import reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic  # noqa: F401  registers the task
-    yield from _generated(exam, "gsm_symbolic")
+    yield from _generated(exam)
 
 
-def _generated(exam: Exam, name: str) -> Iterator[Prompt]:
-    from reasoning_gym.factory import create_dataset
-    try:
-        task = create_dataset(name, seed=exam.seed, size=exam.num_prompts, **exam.subject_args)
-    except (TypeError, AssertionError) as error:
-        raise BadInput(f"key 'subject_args' is {exam.subject_args!r}: {error}; expected options of reasoning-gym's {name}") from None
-    for item in task:
+GENERATED = {"chain_sum": "reasoning_gym.arithmetic.chain_sum", "gsm_symbolic": "reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic"}
+"""The subjects that are reasoning-gym's tasks of the same name, and the modules that register them."""
+
+
+def _generated(exam: Exam) -> Iterator[Prompt]:
+    for item in _task(exam):
         yield Prompt(item["question"], gold=item["answer"])
+
+
+def _task(exam: Exam) -> Iterable[dict[str, Any]]:
+    import_reasoning_gym()
+    importlib.import_module(GENERATED[exam.subject])
+    from reasoning_gym.factory import DATASETS, create_dataset
+    options = [f.name for f in dataclasses.fields(DATASETS[exam.subject][1]) if f.name not in ("seed", "size")]
+    for key in exam.subject_args:
+        if key not in options:
+            raise BadInput(f"key 'subject_args' has {key!r}; expected options of reasoning-gym's {exam.subject}: {', '.join(options)}{nearest(key, options)}")
+    try:
+        return create_dataset(exam.subject, seed=exam.seed, size=exam.num_prompts, **exam.subject_args)
+    except (TypeError, AssertionError) as error:
+        raise BadInput(f"key 'subject_args' is {exam.subject_args!r}: {error}; expected options of reasoning-gym's {exam.subject}") from None
 
 
 def import_reasoning_gym() -> None:

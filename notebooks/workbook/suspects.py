@@ -31,7 +31,7 @@ def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
     if (changed := platforms.changed_code(before.get("commit"), after.get("commit"))) is not None:  # else two commits are all that is known
         then, now = before.pop("commit"), after.pop("commit")
         if changed:
-            before[CODE], after[CODE] = then[:7], f"{now[:7]}, with changes to {first_of([PurePosixPath(path).name for path in changed], FILES)}"
+            before[CODE], after[CODE] = then[:7], f"{now[:7]}; between the two {first_of([PurePosixPath(path).name for path in changed], FILES)} changed"
     for name, move in machine.control_moves(golden, record.get("controls", {})).items():
         if abs(move) > MOVE:
             medians = [np.median(session) * 1e3 for session in golden.controls[name]]
