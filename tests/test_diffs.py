@@ -42,9 +42,9 @@ def test_greedy_answers_that_part_early_count_as_in_a_run(folders):
     stored("before", (100.0, 101.0, 99.0))
     stored("after", (100.0, 101.0, 99.0))
     (a, exam), (b, _) = diffs.load("before"), diffs.load("after")
-    a, b = a.model_copy(update={"parted": (0, 3200)}), b.model_copy(update={"parted": (14, 400)})
+    a, b = (x.model_copy(update={"sequences": 16 * x.sequences, "parted": parted}) for x, parted in ((a, (0, 3200)), (b, (14, 400))))
     sentences, _, status = diffs.compare(a, b, exam)
-    assert status == "REGRESSED" and any(s.startswith("REGRESSED: 14 of 1 greedy answers part from A's, one in 29 tokens; in its own sessions ") for s in sentences)
+    assert status == "REGRESSED" and any(s.startswith("REGRESSED: 14 of 16 greedy answers part from A's, one in 29 tokens; in its own sessions ") for s in sentences)
     assert diffs.compare(b, a, exam)[2] == "PASSED"
 
 

@@ -1,5 +1,6 @@
 """Any two stored runs, one held against the other with the rule that holds a run against its golden."""
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,11 +68,6 @@ def compare(a: goldens.Golden, b: goldens.Golden, exam: Exam | None = None) -> t
     return [f"{status}: {sentence.replace('the golden', 'A')}" for status, sentence in parts], _medians(a, b), overall([status for status, _ in parts])
 
 
-def _other_work(a: Exam | None, b: Exam | None) -> str:
-    """The parameters that make the work of two exams another, with both values; of goldens they are not known."""
-    return "".join(f"; key '{key}' is {one!r} and {other!r}" for key in WORK_KEYS if a and b and (one := getattr(a, key)) != (other := getattr(b, key)))
-
-
 def beside_its_file(exam: Exam) -> str:
     """The parameters that make a run's work another than that of its params file, with both values: what `SET` changed. Empty where nothing
     did, or there is no such file."""
@@ -79,7 +75,12 @@ def beside_its_file(exam: Exam) -> str:
         written = exams.load(exam.run)
     except BadInput:
         return ""
-    return "".join(f"; key '{key}' is {now!r}, and {before!r} in its params file" for key in WORK_KEYS if (now := getattr(exam, key)) != (before := getattr(written, key)))
+    return "".join(f"; key '{key}' is {now!r}, and {before!r} in its params file" for key, now, before in _other_work(exam, written))
+
+
+def _other_work(a: Exam, b: Exam) -> list[tuple[str, Any, Any]]:
+    """The parameters that make the work of two exams another: key and both values."""
+    return [(key, one, other) for key in WORK_KEYS if (one := getattr(a, key)) != (other := getattr(b, key))]
 
 
 def _machine(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> dict:
@@ -110,7 +111,8 @@ def report(one: str, other: str) -> tuple[str, str]:
     try:
         sentences, table, status = compare(a, b, exam or before)
     except BadInput as error:
-        raise BadInput(f"{error}{_other_work(before, exam)}") from None
+        differ = _other_work(before, exam) if before and exam else []  # of goldens they are not known
+        raise BadInput(str(error) + "".join(f"; key '{key}' is {one!r} and {other!r}" for key, one, other in differ)) from None
     lines = [f"A  {one}  ({a.run}, {a.key.platform}, {_counted(a)} from {a.recorded[0]})",
              f"B  {other}  ({b.run}, {b.key.platform}, {_counted(b)} from {b.recorded[0]})", "", *sentences]
     if a.key.platform != b.key.platform:

@@ -54,7 +54,7 @@ def load(run: str, overrides: Written | None = None) -> Exam:
     written = resolve(run, overrides)
     # What is wrong with several keys together may be so by one that was overridden.
     also = " and ".join(dict.fromkeys(place.where for place in overrides.places.values())) if overrides else ""
-    return params.check(written.values, f"params/{_file(run).name}{f' with {also}' if also else ''}", written.places)
+    return params.check(written.values, f"params/{file_of(run).name}{f' with {also}' if also else ''}", written.places)
 
 
 def resolve(run: str, overrides: Written | None = None) -> Written:
@@ -63,7 +63,7 @@ def resolve(run: str, overrides: Written | None = None) -> Written:
     Raises:
         BadInput: as `load`, short of what the schema finds.
     """
-    path, variant = _file(run), run.partition("@")[2]
+    path, variant = file_of(run), run.partition("@")[2]
     if not paths.params().is_dir():
         raise BadInput(f"{paths.params()}: no such folder; expected the params files there, or GOLDBOOK_PARAMS to name another")
     if "/" in run:
@@ -75,7 +75,7 @@ def resolve(run: str, overrides: Written | None = None) -> Written:
     written = read(path)
     if written.values.get("run") != path.stem:
         stated = written.values.get("run")
-        twin = f", which params/{stated}.yaml is" if isinstance(stated, str) and stated != path.stem and _file(stated).is_file() else ""
+        twin = f", which params/{stated}.yaml is" if isinstance(stated, str) and stated != path.stem and file_of(stated).is_file() else ""
         raise BadInput(f"{source}: key 'run' is {stated!r}{twin}; expected the file's stem, {path.stem!r}")
     variants = variants_of(written, source)
     if variants and not variant:
@@ -105,7 +105,7 @@ def misnamed() -> list[str]:
 
 def select(name: str) -> list[str]:
     """The runs that a name stands for: itself, or all variants of the file of that name."""
-    path = _file(name)
+    path = file_of(name)
     return _runs_of(path) if "@" not in name and path.is_file() else [name]
 
 
@@ -153,11 +153,11 @@ def of_notebook(values: dict[str, Any]) -> Exam:
         BadInput: papermill did so with a run's file that does not state every key, or as `params.check`.
     """
     run, cell = values["run"], _notebooks_own()
-    if run != cell["run"] and isinstance(run, str) and _file(run).is_file():
+    if run != cell["run"] and isinstance(run, str) and file_of(run).is_file():
         written, own = resolve(run).values, params.check(cell, "generate.ipynb")
         other = [key for key, field in Exam.model_fields.items() if key not in written and getattr(own, key) != field.get_default(call_default_factory=True)]
         if other and all(values[key] == cell[key] for key in other):
-            raise BadInput(f"params/{_file(run).name}: {', '.join(other)} are not stated, and would be those of the notebook's own exam ({own.run}); "
+            raise BadInput(f"params/{file_of(run).name}: {', '.join(other)} are not stated, and would be those of the notebook's own exam ({own.run}); "
                            f"expected a file that states every key: python -m workbook params {run} prints it")
     return params.check(values)
 
@@ -178,7 +178,8 @@ def _unreadable(source: str, text: str, error: Exception) -> BadInput:
     return BadInput(f"{source}: {text!r} cannot be read ({' '.join(str(error).split())}); expected key=value words, values with spaces quoted")
 
 
-def _file(run: str) -> Path:
+def file_of(run: str) -> Path:
+    """Where a run's parameters are written, of whichever variant."""
     return paths.params() / f"{run.partition('@')[0]}.yaml"
 
 

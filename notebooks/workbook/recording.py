@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from workbook import candidates, drift, exams, files, goldens, paths, platforms, runner, runs, schemas, suspects
+from workbook import candidates, drift, exams, files, goldens, platforms, runner, runs, schemas, suspects
 from workbook.errors import BadInput
 from workbook.exams import Written
 from workbook.goldens import Golden
@@ -119,9 +119,8 @@ def _refuse_unreadable(exam: Exam) -> None:
 
 
 def _refuse_changes(name: str) -> None:
-    file = paths.params() / f"{name.partition('@')[0]}.yaml"
-    if platforms.untracked(file):
-        raise BadInput(f"params/{file.name}: is not in git; expected it committed, so that the golden's commit says what was measured")
+    if platforms.untracked(file := exams.file_of(name)):
+        raise BadInput(f"{exams.source_of(file)}: is not in git; expected it committed, so that the golden's commit says what was measured")
     if changed := platforms.changed_files():
         raise BadInput(f"the checkout has uncommitted changes ({suspects.first_of(changed, 3)}); expected a clean one, so that the golden's commit says what was measured")
 

@@ -1,8 +1,8 @@
 """Ports for servers that start side by side, and that nobody else is given between their choice and their use.
 
-A vLLM engine on a GPU asks the kernel for a free port, lets go of it, and listens there two seconds later. In between the kernel gives
-it to whoever asks for any port, and beside it other engines ask for about ten each: with eight engines two starts of seven ended so, and with
-sockets alone in their place 56 of 1,000. A port outside the range that the kernel gives out of goes to nobody who has not named it.
+A vLLM engine on a GPU asks the kernel for a free port, lets go of it, and listens there a second or two later. In between the kernel may
+give it to whoever asks for any port, as the engines beside it do: of seven starts of eight engines two ended so. A port outside the
+range that the kernel gives out of goes to nobody who has not named it.
 """
 import contextlib
 import dataclasses
