@@ -63,7 +63,7 @@ def test_a_run_is_not_called_a_golden(folders, capsys):
            controls={name: [1.3 * v for v in values] for name, values in record()["controls"].items()}, right=(True, False, False, False))
     __main__.main(["diff", "before", "after"])
     said = capsys.readouterr().out
-    for words in ("output_tok_s -10.0 % against A (", "× A ", "in any of A's sessions", "log-probabilities of A's answers"):
+    for words in ("output_tok_s -10.0 % against A (", "× A ", "longer than for A: ", "log-probabilities of A's answers"):
         assert words in said, said
     assert "golden" not in said
 

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from workbook import candidates, exams, files, goldens, machine, metrics, params, platforms, results, suspects
+from workbook import candidates, controls, exams, files, goldens, machine, metrics, params, platforms, results, suspects
 from workbook.errors import BadInput
 from workbook.validity import Completeness
 
@@ -302,7 +302,7 @@ def test_the_controls_beside_the_load_decide(folders, now, comparable):
     golden.controls = {name: [[1.0]] for name in names}
     found = judge_machine(golden, {name: [now.get(name, 1.0)] for name in names})
     assert found["comparable"] is comparable and ("so the machine itself changed" in found["sentence"]) is not comparable
-    assert set(found["moves"]) == set(names) and ("host within them before the load" in found["sentence"]) == ("host_s" not in now)
+    assert set(found["moves"]) == set(names) and ("host the same before the load" in found["sentence"]) == ("host_s" not in now)
 
 
 @pytest.mark.parametrize("device, comparable", [(1.0, True), (1.3, False)])
@@ -360,6 +360,28 @@ def test_what_is_said_of_a_control_is_what_is_held_against_the_tolerance(folders
         assert f"host_beside {said}" in found["sentence"] and found["comparable"] is comparable
 
 
+@pytest.mark.parametrize("times, visible, within, beyond", [((44.0, 45.0, 46.0), 0.10, 1.09, 1.12), ((68.0, 72.0, 131.0), 0.65, 1.5, 1.8)],
+                         ids=["a quiet host", "a core that shares its unit"])
+def test_a_control_moved_by_what_its_own_noise_does_not_explain(folders, times, visible, within, beyond):
+    """A loop that takes 70 or 130 ms, as the other thread of its core is idle or not, may take half as long again by chance."""
+    golden = blessed(folders)
+    golden.controls = {"host_beside_s": [list(times) * 2] * 3}
+    for factor, comparable in ((within, True), (1 / within, True), (beyond, False), (1 / beyond, False)):
+        found = judge_machine(golden, {"host_beside_s": [factor * t for t in times] * 2})
+        assert found["comparable"] is comparable and found["visible"]["host_beside_s"] == pytest.approx(visible, abs=0.03)
+        assert ("may be chance" in found["sentence"]) == (visible > 0.10)
+
+
+def test_a_machine_that_stays_the_same_is_seldom_said_to_have_changed():
+    """Sessions of six times, each of one kind or the other: a tenth outside the range of three sessions' medians were one in four."""
+    rng = np.random.default_rng(5)
+    drawn = np.where(rng.random((2000, 4, 6)) < 0.5, 70.0, 130.0) * np.exp(rng.normal(0, 0.05, (2000, 4, 6)))
+    moves = [machine.move(known, [now]) for *known, now in drawn.tolist()]
+    assert np.mean([machine.ratio(found.by) > found.visible for found in moves]) < 0.02
+    outside = [machine.ratio(controls.move(np.median(now), np.median(known, axis=1))) > controls.TOLERANCE for *known, now in drawn.tolist()]
+    assert np.mean(outside) == pytest.approx(0.25, abs=0.02)
+
+
 def test_what_counts_is_the_wait_at_the_points_that_are_judged(folders):
     golden = blessed(folders)
     golden.controls = {"host_beside_s": [[1.0]]}
@@ -375,8 +397,8 @@ def test_a_loss_that_the_machine_may_have_caused_is_none_of_the_engines(folders,
     """What is left of it without what the slowest fixed work lost has to be beyond the margin of 3 %."""
     golden, found = _on_a_machine(folders, lost, {"host_beside_s": host})
     assert found["status"] == status and found.get("without_controls") == ("REGRESSED" if status == "INCONCLUSIVE" else None)
-    assert ("the samples alone say REGRESSED, but host_beside, fixed work of the machine's, took 8.0% longer than in the mean of the golden's sessions: with that taken off "
-            "1.7% is left, and only more than 3.0% is called a loss" in found["sentence"]) == (status == "INCONCLUSIVE")
+    assert ("the samples alone say REGRESSED, but host_beside, fixed work of the machine's, took 8.0% longer than in the mean of the golden's sessions, of which 7.7% count: with that taken off "
+            "2.0% is left, and only more than 3.0% is called a loss" in found["sentence"]) == (status == "INCONCLUSIVE")
 
 
 def _on_a_machine(folders, lost, moved, golden_spread=0.0, gate=GATE, metric="output_tok_s"):
@@ -397,8 +419,8 @@ def _on_a_machine(folders, lost, moved, golden_spread=0.0, gate=GATE, metric="ou
     (0.09, {"host_s": 1.09}, 0.0, GATE, "output_tok_s", "REGRESSED"),
     (0.09, {"host_beside_s": 1.08}, 0.0, GATE, "ttft_p50_ms", "INCONCLUSIVE"),
     (0.09, {}, 0.0, GATE, "ttft_p50_ms", "REGRESSED"),
-    (0.07, {"host_beside_s": 1.03}, 0.0, GATE, "output_tok_s", "REGRESSED"),
-    (0.07, {"host_beside_s": 1.03}, 0.05, GATE, "output_tok_s", "INCONCLUSIVE"),
+    (0.07, {"host_beside_s": 1.04}, 0.0, GATE, "output_tok_s", "REGRESSED"),
+    (0.07, {"host_beside_s": 1.04}, 0.05, GATE, "output_tok_s", "INCONCLUSIVE"),
     (0.15, {"host_beside_s": 1.09}, 0.0, params.Gate(rule="band"), "output_tok_s", "REGRESSED"),
 ], ids=["the slowest decides", "of two", "before the load", "a time", "no move", "beyond the margin", "within what noise asks for", "a band"])
 def test_what_is_left_of_a_loss_without_the_machines_share(folders, lost, moved, spread, gate, metric, status):
@@ -407,19 +429,21 @@ def test_what_is_left_of_a_loss_without_the_machines_share(folders, lost, moved,
 
 def test_the_machines_share_has_a_boundary(folders):
     """Just above the margin after the machine's share, and just below it."""
+    share = machine.move([[1.0]], [[1.05]]).certain
+    assert 0.045 < share < 0.05
     for slack, status in ((1e-4, "REGRESSED"), (-1e-4, "INCONCLUSIVE")):
-        assert _on_a_machine(folders, 1 - 0.97 / 1.05 + slack, {"host_beside_s": 1.05})[1]["status"] == status
+        assert _on_a_machine(folders, 1 - 0.97 / (1 + share) + slack, {"host_beside_s": 1.05})[1]["status"] == status
 
 
 def test_the_machines_share_is_counted_from_the_mean_of_the_golden(folders):
     """As the loss is: from the slowest of its sessions a part of the machine's would be the engine's. Over two sessions it is theirs together."""
     golden = blessed(folders)
-    golden.controls = {"host_beside_s": [[0.99], [1.0], [1.0, 1.02, 1.3]]}
+    golden.controls = {"host_beside_s": [[0.99], [1.0], [1.02]]}
     still = np.array([99.9, 100.0, 100.1])
     golden.metrics["output_tok_s"].sessions = [list(still)] * 3
     for host, status in (([1.1], "INCONCLUSIVE"), ([0.99, 1.1], "REGRESSED"), ([1.1, 1.1], "INCONCLUSIVE")):
         found = judge_machine(golden, *({"host_beside_s": [value]} for value in host))
-        assert found["comparable"] and found["slowed"]["host_beside_s"] == pytest.approx(np.prod(host) ** (1 / len(host)) / (0.99 * 1.02) ** (1 / 3) - 1)
+        assert found["comparable"] and found["moves"]["host_beside_s"] == pytest.approx(np.prod(host) ** (1 / len(host)) / (0.99 * 1.02) ** (1 / 3) - 1)
         judged = results.judge_speed({"output_tok_s": GATE}, golden, {"output_tok_s": [list(0.9 * still)] * len(host)}, found)
         assert judged["output_tok_s"]["status"] == status
 
@@ -431,7 +455,7 @@ def test_what_the_goldens_own_sessions_differ_by_is_not_taken_off(folders):
     for sessions, certain, status in (([[0.8], [1.0], [1.25]], 0.0, "REGRESSED"), ([[0.995], [1.0], [1.005]], 0.08, "INCONCLUSIVE")):
         golden.controls = {"host_beside_s": sessions}
         found = judge_machine(golden, {"host_beside_s": [1.08]})
-        assert found["certain"]["host_beside_s"] == pytest.approx(certain, abs=1e-3) and found["slowed"]["host_beside_s"] == pytest.approx(0.08, abs=1e-3)
+        assert found["certain"]["host_beside_s"] == pytest.approx(certain, abs=2e-3) and found["moves"]["host_beside_s"] == pytest.approx(0.08, abs=1e-3)
         assert results.judge_speed({"output_tok_s": GATE}, golden, {"output_tok_s": [[90.9, 91.0, 91.1]]}, found)["output_tok_s"]["status"] == status
 
 

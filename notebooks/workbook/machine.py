@@ -1,11 +1,11 @@
 """What the machine has to say of a verdict on speed: whether it ran at the golden's speed, and what of a loss may be its own."""
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from workbook import controls, goldens, metrics, platforms
+from workbook import controls, goldens, metrics, platforms, verdicts
 
 Samples = dict[str, Sequence[Sequence[float]]]
 
@@ -13,6 +13,19 @@ CHANGED, OTHERS = "the machine itself changed", "other processes were at work"
 EXCUSED = 2
 """A loss of more than so many times what the slowest fixed work lost is not the machine's: a load that waits for several parts of it may
 lose more than each of them, and seldom more than two together."""
+
+
+class Move(NamedTuple):
+    """How a control's time moved against the golden's, in fractions of it: positive where it takes longer.
+
+    Attributes:
+        by: of the means of the sessions' mean logs.
+        visible: from how much on, in either direction, a move is more than its own noise; at least `controls.TOLERANCE`.
+        certain: of `by`, what is more than noise (`_shrunk`).
+    """
+    by: float
+    visible: float
+    certain: float
 
 
 def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Samples, judged: Iterable[str] = ()) -> dict[str, Any]:
@@ -24,15 +37,13 @@ def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Sa
     such bound: see `doubted`.)
 
     Args:
-        measured: the controls of each session. Of several the middle counts, as the effect is the mean over
-            sessions: a machine that was disturbed for one of them may so be comparable after all.
+        measured: the controls of each session.
         samples: of each metric of these sessions, by session; those of `metrics.OTHERS` and `metrics.BUSY` are what counts.
         judged: the metrics whose points of a sweep count; none: all points.
 
     Returns:
-        Of each control, as fractions of its time: its `moves` (`control_moves`) and what of them `counts`; how much it
-        `slowed` on average (`control_means`), what of that is `certain`, being more than what the golden's own sessions differ by, and what of
-        this may be its `share` of a loss, of those that decide. The
+        Of each control, as fractions of its time: its `moves`, from where on they are `visible` and what of them is `certain`
+        (`Move`), what of them `counts`, and what of that may be its `share` of a loss, of those that decide. The
         `tolerance`; `others_pct`, and `others_cost` (`_cost_of_others`); a sentence that says why a loss may be the machine's (`slows`), and one why it may hide one (`speeds`),
         or empty; whether speeds are `comparable`, with neither of them, and if not `why`, in brief; a sentence on all of it.
     """
@@ -40,66 +51,55 @@ def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Sa
     samples, known = ({name: sessions for name, sessions in side.items() if not points or _point(name) in points}
                       for side in (samples, {name: each.sessions for name, each in golden.metrics.items()}))
     others_pct = float(np.mean(others)) if (others := _means(samples, metrics.OTHERS)) else 0.0
-    slowed = control_means(golden, *measured)
-    certain = {name: _shrunk(slowed[name], golden.controls[name], len(measured)) for name in slowed}
-    return _weighed(control_moves(golden, *measured), slowed, certain, others_pct, _cost_of_others(others_pct, golden.key.platform), _idle_share(known), _idle_share(samples))
+    return _weighed(control_moves(golden, *measured), others_pct, _cost_of_others(others_pct, golden.key.platform), _idle_share(known), _idle_share(samples))
 
 
-def control_moves(golden: goldens.Golden, *measured: dict[str, list[float]]) -> dict[str, float]:
-    """How far the median of each control, or the median of its medians over several sessions, lies outside the
-    range of the golden's session medians, as a fraction of the nearer end: 0 inside, positive where it is slower
-    than the slowest session, negative where faster than the fastest."""
-    moves = {}
-    for name in sorted(golden.controls.keys() & set.intersection(*map(set, measured))):
-        medians = [float(np.median(session)) for session in golden.controls[name]]
-        now = float(np.median([np.median(session[name]) for session in measured]))
-        moves[name] = controls.move(now, medians)
-    return moves
-
-
-def control_means(golden: goldens.Golden, *measured: dict[str, list[float]]) -> dict[str, float]:
-    """How much longer each control took than in the golden's sessions, on the geometric mean over the sessions of either
-    side of their medians, as a fraction."""
-    def level(sessions: Iterable[list[float]]) -> float:
-        return float(np.mean([np.log(np.median(session)) for session in sessions]))
-    return {name: math.expm1(level(session[name] for session in measured) - level(golden.controls[name]))
+def control_moves(golden: goldens.Golden, *measured: dict[str, list[float]]) -> dict[str, Move]:
+    """How each control that all have moved, by the verdict's own rule (`verdicts.judge`): a host's loop whose single times are of two
+    kinds, 70 and 130 ms, as its core's second thread is idle or not, moves by chance as far as a quiet one does by a cause."""
+    return {name: move(golden.controls[name], [session[name] for session in measured])
             for name in sorted(golden.controls.keys() & set.intersection(*map(set, measured)))}
 
 
-def _shrunk(slowed: float, sessions: list[list[float]], count: int) -> float:
-    """What of a control's slowing, a fraction, is more than its own noise: in logs x max(0, 1 - se^2 / x^2), the positive part of an
-    estimate shrunk by its standard error (Efron and Morris, J. Am. Stat. Assoc. 68, 1973), se from what the medians of the
-    golden's `sessions` differ by and the `count` of new ones; all of it where there is one session."""
-    if len(sessions) < 2 or not slowed:
-        return slowed
-    variance = float(np.var(np.log([np.median(session) for session in sessions]), ddof=1)) * (1 / len(sessions) + 1 / count)
-    return math.expm1(math.log1p(slowed) * max(0.0, 1 - variance / math.log1p(slowed) ** 2))
+def move(known: Sequence[list[float]], now: Sequence[list[float]]) -> Move:
+    """A control's move, from its times by session on either side."""
+    found = verdicts.judge(known, now, direction="lower", margin=controls.TOLERANCE / (1 + controls.TOLERANCE))
+    error = found.noise * math.sqrt(1 / len(known) + 1 / len(now))
+    return Move(*map(math.expm1, (found.effect, found.smallest_visible, _shrunk(found.effect, error))))
 
 
-def _weighed(moves: dict[str, float], slowed: dict[str, float], certain: dict[str, float], others_pct: float, others_cost: float,
-             then: float = 1.0, now: float = 1.0) -> dict[str, Any]:
+def _shrunk(effect: float, error: float) -> float:
+    """What of an effect is more than its noise: times max(0, 1 - error^2 / effect^2), the positive part of an estimate shrunk by its
+    standard error (Efron and Morris, J. Am. Stat. Assoc. 68, 1973)."""
+    return effect * max(0.0, 1 - (error / effect) ** 2) if effect else 0.0
+
+
+def _weighed(moves: dict[str, Move], others_pct: float, others_cost: float, then: float = 1.0, now: float = 1.0) -> dict[str, Any]:
     """As `judge`, with the GPUs idle for these shares of the time, for the golden and now; 1: all of what moved counts."""
     deciding = controls.deciding(moves)
-    counts = {k: bounded(k, v, then, now) for k, v in moves.items()}
-    shares = {k: max(bounded(k, certain[k], then, now), 0.0) for k in deciding}
-    moved = [k for k in deciding if ratio(counts[k]) > controls.TOLERANCE]
+    counts = {k: bounded(k, v.by, then, now) for k, v in moves.items()}
+    shares = {k: max(bounded(k, moves[k].certain, then, now), 0.0) for k in deciding}
+    moved = [k for k in deciding if ratio(counts[k]) > controls.TOLERANCE and ratio(moves[k].by) > moves[k].visible]
     slower, faster = (", ".join(_said(k, moves[k], counts[k], 1) for k in moved if sign * counts[k] > 0) for sign in (1, -1))
-    slows = [f"fixed work took longer than in any of the golden's sessions: {slower}, so {CHANGED} and may have caused a loss"] if slower else []
+    slows = [f"fixed work took longer than for the golden: {slower}, so {CHANGED} and may have caused a loss"] if slower else []
     if others_pct > controls.OTHERS_PCT:
         slows += [f"other processes took {others_pct:.3g} % of the cores while it was measured (at most {controls.OTHERS_PCT} %) and may have caused a loss"]
-    speeds = [f"fixed work took less time than in any of the golden's sessions: {faster}, so {CHANGED} and may hide a loss"] if faster else []
+    speeds = [f"fixed work took less time than for the golden: {faster}, so {CHANGED} and may hide a loss"] if faster else []
     each = ", ".join(_said(k, v, counts[k]) + (" before the load" if k not in deciding else "") for k, v in moves.items())
-    return {"moves": moves, "counts": counts, "slowed": slowed, "certain": certain, "share": shares, "tolerance": controls.TOLERANCE, "others_pct": others_pct,
+    fields = {field: {k: getattr(v, field) for k, v in moves.items()} for field in ("visible", "certain")}
+    return {"moves": {k: v.by for k, v in moves.items()}, **fields, "counts": counts, "share": shares, "tolerance": controls.TOLERANCE, "others_pct": others_pct,
             "others_cost": others_cost, "slows": "; ".join(slows), "speeds": "; ".join(speeds), "comparable": not (slows or speeds), "why": CHANGED if moved else OTHERS if slows else "",
-            "sentence": "; ".join([f"the fixed work against the golden's sessions: {each or 'the golden has none'}", *slows, *speeds])}
+            "sentence": "; ".join([f"the fixed work against the golden's: {each or 'the golden has none'}", *slows, *speeds])}
 
 
-def _said(control: str, move: float, counts: float, digits: int = 0) -> str:
-    """A control's move in words, and what of it counts where that is less."""
-    name, by = control.removesuffix("_s"), ratio(move) * 100
+def _said(control: str, moved: Move, counts: float, digits: int = 0) -> str:
+    """A control's move in words: up to where it may be noise, if that is more than is tolerated, and what of it counts where that is less."""
+    name, by = control.removesuffix("_s"), ratio(moved.by) * 100
     if round(by, digits) == 0:
-        return f"{name} within them"
-    return f"{name} {by:.{digits}f} % {'slower' if move > 0 else 'faster'}" + (f" (of which {ratio(counts) * 100:.{digits}f} % count: the GPUs were busy)" if counts != move else "")
+        return f"{name} the same"
+    notes = [f"up to {moved.visible * 100:.{digits}f} % may be chance"] if moved.visible > controls.TOLERANCE + 1e-9 else []
+    notes += [f"{ratio(counts) * 100:.{digits}f} % count: the GPUs were busy"] if counts != moved.by else []
+    return f"{name} {by:.{digits}f} % {'slower' if moved.by > 0 else 'faster'}" + (f" ({', and '.join(notes)})" if notes else "")
 
 
 def ratio(move: float) -> float:
@@ -122,7 +122,8 @@ def doubted(name: str, outcome: dict[str, Any], found: dict[str, Any]) -> dict[s
     request while others keep the GPU busy, can be as slow as the host is.
     """
     if not metrics.of_makespan(name):
-        found = _weighed(found["moves"], found["slowed"], found["certain"], found["others_pct"], found["others_cost"])
+        moves = {k: Move(by, found["visible"][k], found["certain"][k]) for k, by in found["moves"].items()}
+        found = _weighed(moves, found["others_pct"], found["others_cost"])
     may = {"REGRESSED": [found["slows"]], "INCONCLUSIVE": [found["slows"], found["speeds"]], "INVALID": [], "NO_GOLDEN": []}.get(outcome["status"], [found["speeds"]])
     if large := _too_large(outcome, found):
         return outcome | {"sentence": f"{outcome['sentence']}; {large}"}
@@ -166,8 +167,8 @@ def _share(outcome: dict[str, Any], found: dict[str, Any]) -> str:
     left, visible = outcome["effect"] - np.log1p(share), outcome["smallest_visible"]
     if share <= 0 or left > visible:
         return ""
-    part = f", of which {share:.1%} count" if share < found["slowed"][slowest] else ""
-    return (f"{slowest.removesuffix('_s')}, fixed work of the machine's, took {found['slowed'][slowest]:.1%} longer than in the mean of the golden's sessions{part}: with that "
+    part = f", of which {share:.1%} count" if share < found["moves"][slowest] else ""
+    return (f"{slowest.removesuffix('_s')}, fixed work of the machine's, took {found['moves'][slowest]:.1%} longer than in the mean of the golden's sessions{part}: with that "
             f"taken off {max(-np.expm1(-left), 0):.1%} is left, and only more than {-np.expm1(-visible):.1%} is called a loss")
 
 

@@ -9,7 +9,7 @@ from workbook import machine, platforms
 from workbook.goldens import Golden, flat
 
 CLOCK, MOVE = "gpu_clock_mhz", 0.01
-"""A GPU's clock is a suspect once it moved by more than this, and so is a control."""
+"""A GPU's clock is a suspect once it moved by more than this, and so is a control by more than chance."""
 CODE, FILES = "code that measures", 3
 """What two commits differ in is called so where it takes samples, and so many of its files are named."""
 ORDER = ("weights", "model", "packages", "driver", "engine_args", "env", "attention", CODE, "machine.gpus", "machine.", "clocks.", "controls.")
@@ -33,7 +33,7 @@ def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
         if changed:
             before[CODE], after[CODE] = then[:7], f"{now[:7]}; between the two {first_of([PurePosixPath(path).name for path in changed], FILES)} changed"
     for name, move in machine.control_moves(golden, record.get("controls", {})).items():
-        if abs(move) > MOVE:
+        if abs(move.certain) > MOVE:
             medians = [np.median(session) * 1e3 for session in golden.controls[name]]
             before[f"controls.{name}"] = f"{min(medians):.1f} to {max(medians):.1f} ms"
             after[f"controls.{name}"] = f"{np.median(record['controls'][name]) * 1e3:.1f} ms"
