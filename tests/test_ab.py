@@ -3,6 +3,7 @@ import re
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pandas as pd
@@ -161,6 +162,14 @@ def test_an_even_drift_cancels_and_is_said(tiny):
     assert judged(experiment)["output_tok_s"]["status"] == "PASSED"
     (note,) = paired.notes(experiment)
     assert "the fixed work of the host took 49 % longer in the last visit than in the first" in note
+
+
+@pytest.mark.parametrize("times, noted", [((70, 130, 70, 72, 128, 71, 130, 131), False), ((70, 75, 80, 86, 92, 99, 106, 113), True), ((70, 71, 70, 69, 70, 71, 72, 71), False)],
+                         ids=["of two kinds", "a drift", "still"])
+def test_what_rises_by_chance_is_no_drift(times, noted):
+    """A loop that takes 70 or 130 ms, as its core's other thread is idle or not, has a line that rises by half."""
+    found = paired.drift([types.SimpleNamespace(record={"controls": {"host_s": [t]}}) for t in times], "host_s")
+    assert (found["drift %"] > 10) is (times[1] > 71) and bool(paired.drift_notes({"host": found}, "so")) is noted
 
 
 def test_too_few_repetitions_are_said(tiny):

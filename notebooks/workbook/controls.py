@@ -34,7 +34,7 @@ what was tried beside `smoke` (a loop and a copy on one core or all, float32 pro
 LAYERS_S = 1.5
 """How long it runs each time: a session has few times, and in half a second each they moved by a tenth where the load did not."""
 TOLERANCE = 0.10
-"""How far outside the golden's sessions a control may be, as a fraction, with speeds still comparable."""
+"""How far from the golden's a control may be, as a fraction of its time, with speeds still comparable, if its noise is less."""
 
 OTHERS_PCT = 5
 """Of the cores, what processes other than the load's may take while a CPU generates, with speeds still comparable: as

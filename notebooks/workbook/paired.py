@@ -214,29 +214,30 @@ def metric_table(experiment: Experiment, judged: dict[str, dict]) -> pd.DataFram
 
 
 def control_table(experiment: Experiment) -> pd.DataFrame:
-    """A row for each control: A's and B's median, and `drift %`, by how much the line through the logs of the
-    visits' medians rises from the first visit to the last."""
+    """A row for each control: A's and B's median, and how they drifted (`drift`)."""
     visits = [v for v in experiment.visits if v.record]
     rows = []
     for name in visits[0].record["controls"] if visits else ():
         a, b = _medians(visits, lambda v, name=name: v.record["controls"][name])
-        rows.append({"control": name.removesuffix("_s"), "A, ms": a * 1e3, "B, ms": b * 1e3, "B against A %": 100 * (b / a - 1),
-                     "drift %": drift(visits, name)})
+        rows.append({"control": name.removesuffix("_s"), "A, ms": a * 1e3, "B, ms": b * 1e3, "B against A %": 100 * (b / a - 1), **drift(visits, name)})
     return pd.DataFrame(rows)
 
 
-def drift(visits: list[Visit], control: str) -> float:
-    """By how much the line through the logs of the visits' medians of a control rises from the first visit to the last, %."""
+def drift(visits: list[Visit], control: str) -> dict[str, float]:
+    """`drift %`, by how much the line through the logs of the visits' medians of a control rises from the first visit to the last, and
+    its `p`, of no slope (`scipy.stats.linregress`): a control as noisy as a shared core's rises by a tenth without cause. Two visits have no p but 0."""
     medians = [float(np.median(v.record["controls"][control])) for v in visits]
-    slope = stats.linregress(range(len(medians)), np.log(medians)).slope if len(medians) > 1 else 0.0
-    return 100 * float(np.expm1(slope * (len(medians) - 1)))
+    if len(medians) < 2:
+        return {"drift %": 0.0, "p": 1.0}
+    line = stats.linregress(range(len(medians)), np.log(medians))
+    return {"drift %": 100 * float(np.expm1(line.slope * (len(medians) - 1))), "p": float(line.pvalue)}
 
 
-def drift_notes(drifts: dict[str, float], effect: str) -> list[str]:
-    """A sentence for each control, by name, that drifted by more than its tolerance; `effect` says what follows."""
+def drift_notes(drifts: dict[str, dict[str, float]], effect: str) -> list[str]:
+    """A sentence for each control, by name, that drifted by more than its tolerance at p < .05; `effect` says what follows."""
+    sure = {name: found["drift %"] for name, found in drifts.items() if found["p"] < 0.05 and abs(np.log1p(found["drift %"] / 100)) > np.log1p(controls.TOLERANCE)}
     return [f"the machine changed while this ran: the fixed work of the {name} took {abs(percent):.0f} % {'longer' if percent > 0 else 'less time'} "
-            f"in the last visit than in the first, by the line through all; {effect}"
-            for name, percent in drifts.items() if abs(np.log1p(percent / 100)) > np.log1p(controls.TOLERANCE)]
+            f"in the last visit than in the first, by the line through all; {effect}" for name, percent in sure.items()]
 
 
 def notes(experiment: Experiment) -> list[str]:
@@ -244,7 +245,7 @@ def notes(experiment: Experiment) -> list[str]:
     found = []
     if (repetitions := experiment.exam.repetitions) < 3:
         found.append(f"each visit has {repetitions} repetition{'s' if repetitions > 1 else ''}: a loss of 3 % is found less often than with 3 (SET=\"repetitions=3\")")
-    drifts = {row["control"]: row["drift %"] for row in control_table(experiment).to_dict("records")}
+    drifts = {row["control"]: row for row in control_table(experiment).to_dict("records")}
     found += drift_notes(drifts, "an even drift cancels in the pairs, a jump does not")
     return found
 
