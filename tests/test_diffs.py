@@ -48,13 +48,6 @@ def test_greedy_answers_that_part_early_count_as_in_a_run(folders):
     assert diffs.compare(b, a, exam)[2] == "PASSED"
 
 
-def test_what_makes_a_run_another_than_its_file_says(folders):
-    (folders / "params" / "x.yaml").write_text("run: x\nmax_tokens: 48\n")
-    asked = exams.load("x", exams.parse_set("max_tokens=16 num_prompts=9 repetitions=9"))
-    assert sorted(diffs.beside_its_file(asked).split("; ")) == ["", "key 'max_tokens' is 16, and 48 in its params file", f"key 'num_prompts' is 9, and {exams.load('x').num_prompts} in its params file"]
-    assert diffs.beside_its_file(exams.load("x")) == diffs.beside_its_file(asked.model_copy(update={"run": "gone"})) == ""
-
-
 def test_a_run_is_not_called_a_golden(folders, capsys):
     """Whatever judges: the gates, a band, the machine, the answers."""
     band = {"rule": "band", "low": 0.9, "high": 1.2}
@@ -94,8 +87,7 @@ def test_a_golden_can_be_either(folders, capsys):
 
 def test_other_work_and_missing_runs_get_a_sentence(folders, capsys):
     stored("before", (100.0, 101.0, 99.0))
-    stored("after", (100.0, 101.0, 99.0), work_sha256="v")
-    files.write_json(paths.run_folder("after") / "run.json", {"params": {"run": "x", "num_prompts": 8, "temperature": 0.5, "n": 2}})
+    stored("after", (100.0, 101.0, 99.0), work_sha256="v", params={"run": "x", "num_prompts": 8, "temperature": 0.5, "n": 2})
     assert __main__.main(["diff", "before", "after"]) == 2
     assert "do not compare: they ran with other parameters; key 'num_prompts' is" in (said := capsys.readouterr().err) and "key 'n' is" in said
     stored("after", (100.0, 101.0, 99.0), prompts_sha256="q")

@@ -67,6 +67,19 @@ def test_a_golden_is_stable_under_rewriting(folders):
     assert path.read_bytes() == before
 
 
+def test_another_work_is_named_by_its_keys(folders):
+    """Of a default too, and of a section; a golden of before says its commit alone."""
+    blessed(folders)
+    kept, asked = goldens.find("x", goldens.key_of(record()))[0], params.check({"run": "x", "num_prompts": 9, "max_tokens": 16, "slo": {"ttft_ms": 5.0}})
+    key = goldens.key_of(record(work_sha256=asked.work_hash()))
+    assert kept.work == params.Exam(**record()["params"]).work
+    said = goldens.find("x", key, asked.work)[1]
+    assert f"by commit {kept.sessions[0].commit[:7]}; " in said and f"; key 'max_tokens' is 16, and {params.check({'run': 'x'}).max_tokens} for the golden" in said
+    assert "key 'slo' is {'ttft_ms': 5.0}, and {'ttft_ms': 0.0, 'tpot_ms': 0.0, 'e2e_ms': 0.0} for the golden" in said
+    goldens.write(goldens.path_of(PLATFORM, "x"), kept.model_copy(update={"work": None}))
+    assert goldens.find("x", key, asked.work)[1].endswith(f"by commit {kept.sessions[0].commit[:7]}")
+
+
 @pytest.mark.parametrize("changes, why", [
     ({"work_sha256": "other"}, "was recorded with other parameters"),
     ({"prompts_sha256": "other"}, "was recorded with other prompts"),

@@ -118,7 +118,7 @@ def import_golden(path: Path, run: str, platform: str, of: str = "") -> Path:
         raise BadInput(f"params/{run.partition('@')[0]}.yaml: key 'gates' has rule: band for {', '.join(lacking)}; expected it for some of {', '.join(found)}, which {path} has")
     when = runs.now()
     goldens.write(place, goldens.Golden(
-        run=run, key=goldens.Key(work=exam.work_hash(), prompts="", platform=platform), subject={"imported": path.name}, environment={}, controls={}, correct=None,
+        run=run, key=goldens.Key(work=exam.work_hash(), prompts="", platform=platform), work=exam.work, subject={"imported": path.name}, environment={}, controls={}, correct=None,
         sequences=[], sessions=[goldens.Session(finished=when, visit="imported", commit="unknown", dirty=False)],
         metrics={name: goldens.Samples(unit=metrics.kind(name).unit, direction=metrics.kind(name).direction, sessions=[[value]]) for name, value in found.items()},
         blessing=goldens.Blessing(by="import-golden", when=when, reason=f"imported from {path.name}")))

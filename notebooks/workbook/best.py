@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 from workbook import catalogue, params, paths, sweeps
-from workbook.exams import KeyPath
+from workbook.nested import KeyPath
 from workbook.params import Exam
 from workbook.sweeps import ABSENT, UNTUNED
 from workbook.tuning import Tuning, interval

@@ -93,7 +93,7 @@ def problems(candidate: Golden, exam: Exam) -> list[str]:
     if candidate.run != exam.run:
         found.append(f"it was recorded for run '{candidate.run}'; expected '{exam.run}'")
     if candidate.key.work != exam.work_hash():
-        found.append(f"it was recorded with other parameters than {_file(exam)} has now; expected the work it was recorded with, or a new recording")
+        found.append(f"it was recorded with other parameters than {_file(exam)} has now; expected the work it was recorded with, or a new recording{exams.apart(exam.work, candidate.work, 'in what was recorded')}")
     if (noise := max(candidate.self_drift, default=0.0)) > drift.NOISIEST:
         found.append(f"its sessions read the same answers of the same weights {noise:.2g} nats apart; expected at most {drift.NOISIEST}, for {drift.NOISE} times as much would pass as no drift")
     found += [f"unknown metric '{name}'{nearest(name, list(metrics.METRICS))}" for name in candidate.metrics if name.partition("@")[0] not in metrics.METRICS]

@@ -7,7 +7,7 @@ import pandas as pd
 
 from workbook import accuracy, drift, exams, files, goldens, machine, metrics, paths, quality, results, suspects
 from workbook.errors import BadInput
-from workbook.params import WORK_KEYS, Exam, Gate
+from workbook.params import Exam, Gate
 from workbook.statuses import overall
 
 
@@ -50,7 +50,7 @@ def compare(a: goldens.Golden, b: goldens.Golden, exam: Exam | None = None) -> t
     """
     for part, what in (("work", "other parameters"), ("prompts", "other prompts")):
         if getattr(a.key, part) != getattr(b.key, part):
-            raise BadInput(f"'{a.run}' of {a.recorded[0]} and '{b.run}' of {b.recorded[0]} do not compare: they ran with {what}")
+            raise BadInput(f"'{a.run}' of {a.recorded[0]} and '{b.run}' of {b.recorded[0]} do not compare: they ran with {what}{exams.apart(a.work, b.work, 'for the other')}")
     gates = (exam and exam.gates) or {metrics.headline(b.metrics): Gate()}
     gated = results.judge_speed(gates, a, {name: samples.sessions for name, samples in b.metrics.items()}, _machine(a, b, gates))
     parts = [(judged["status"], judged["sentence"]) for judged in gated.values()]
@@ -66,21 +66,6 @@ def compare(a: goldens.Golden, b: goldens.Golden, exam: Exam | None = None) -> t
             parts.append((found["status"], found["sentence"]))
     # What judges calls the side that it holds a run against "the golden"; here it need not be one.
     return [f"{status}: {sentence.replace('the golden', 'A')}" for status, sentence in parts], _medians(a, b), overall([status for status, _ in parts])
-
-
-def beside_its_file(exam: Exam) -> str:
-    """The parameters that make a run's work another than that of its params file, with both values: what `SET` changed. Empty where nothing
-    did, or there is no such file."""
-    try:
-        written = exams.load(exam.run)
-    except BadInput:
-        return ""
-    return "".join(f"; key '{key}' is {now!r}, and {before!r} in its params file" for key, now, before in _other_work(exam, written))
-
-
-def _other_work(a: Exam, b: Exam) -> list[tuple[str, Any, Any]]:
-    """The parameters that make the work of two exams another: key and both values."""
-    return [(key, one, other) for key in WORK_KEYS if (one := getattr(a, key)) != (other := getattr(b, key))]
 
 
 def _machine(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> dict:
@@ -108,11 +93,7 @@ def _counted(run: goldens.Golden) -> str:
 def report(one: str, other: str) -> tuple[str, str]:
     """The text of a comparison of two stored runs, and its status. Raises BadInput as `load` and `compare`."""
     (a, before), (b, exam) = load(one), load(other)
-    try:
-        sentences, table, status = compare(a, b, exam or before)
-    except BadInput as error:
-        differ = _other_work(before, exam) if before and exam else []  # of goldens they are not known
-        raise BadInput(str(error) + "".join(f"; key '{key}' is {one!r} and {other!r}" for key, one, other in differ)) from None
+    sentences, table, status = compare(a, b, exam or before)
     lines = [f"A  {one}  ({a.run}, {a.key.platform}, {_counted(a)} from {a.recorded[0]})",
              f"B  {other}  ({b.run}, {b.key.platform}, {_counted(b)} from {b.recorded[0]})", "", *sentences]
     if a.key.platform != b.key.platform:

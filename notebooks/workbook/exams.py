@@ -11,9 +11,9 @@ import yaml
 
 from workbook import files, params, paths
 from workbook.errors import BadInput
+from workbook.nested import KeyPath
 from workbook.params import Exam, Place, nearest
 
-KeyPath = tuple[str, ...]
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's where PyYAML has it, as its wheels do: each variant of a file reads it once more, and all exams together take a third less time than with the parser in Python."""
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -167,6 +167,15 @@ def _notebooks_own() -> dict[str, Any]:
     cells = files.read_json(paths.NOTEBOOKS / "generate.ipynb")["cells"]
     (source,) = ("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", ()))
     return {node.target.id: ast.literal_eval(node.value) for node in ast.parse(source).body}
+
+
+def apart(work: dict[str, Any] | None, other: dict[str, Any] | None, whose: str) -> str:
+    """The keys in which two works (`Exam.work`) differ, with both values, as the end of a sentence; empty of one that is not known."""
+    if work is None or other is None:
+        return ""
+    defaults = Exam(run="any").model_dump(include=set(params.WORK_KEYS))
+    one, two = defaults | work, defaults | other
+    return "".join(f"; key '{key}' is {one[key]!r}, and {two[key]!r} {whose}" for key in defaults if one[key] != two[key])
 
 
 def flat(exam: Exam) -> str:

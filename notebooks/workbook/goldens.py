@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from workbook import degeneration, distributions, drift, files, metrics, params, paths, platforms
+from workbook import degeneration, distributions, drift, exams, files, metrics, params, paths, platforms
 from workbook.errors import BadInput
+from workbook.nested import flat
 
 SCHEMA_VERSION = 2
 
@@ -84,6 +85,8 @@ class Golden(Part):
     schema_version: Literal[2] = SCHEMA_VERSION
     run: str
     key: Key
+    work: dict[str, Any] | None = None
+    """What was asked (`params.Exam.work`), of which `key` has the hash; goldens from before do not say."""
     subject: dict[str, Any]
     environment: dict[str, Any]
     controls: dict[str, list[list[float]]]
@@ -177,8 +180,8 @@ def first_error(error: ValidationError) -> str:
     return f"key '{'.'.join(map(str, first['loc']))}': {first['msg']}"
 
 
-def find(run: str, key: Key) -> tuple[Golden | None, str]:
-    """The golden for this run, work and platform, or None with a sentence that says why there is none.
+def find(run: str, key: Key, work: dict[str, Any] | None = None) -> tuple[Golden | None, str]:
+    """The golden for this run, work and platform, or None with a sentence that says why there is none, and of a given work in which keys it is another.
 
     Raises:
         BadInput: there is one that cannot be read, was never blessed, or is another run's.
@@ -197,7 +200,7 @@ def find(run: str, key: Key) -> tuple[Golden | None, str]:
     if golden.key.platform != key.platform:
         return None, f"the golden of '{run}' kept for '{key.platform}' was recorded on '{golden.key.platform}'"
     if golden.key.work != key.work:
-        return None, f"the golden of '{run}' for '{key.platform}' was recorded with other parameters, by commit {golden.sessions[0].commit[:7]}"
+        return None, f"the golden of '{run}' for '{key.platform}' was recorded with other parameters, by commit {golden.sessions[0].commit[:7]}{exams.apart(work, golden.work, 'for the golden')}"
     if not same_work(golden.key, key):
         return None, f"the golden of '{run}' for '{key.platform}' was recorded with other prompts"
     return golden, ""
@@ -243,7 +246,7 @@ def session_of(record: dict[str, Any], by_repetition: pd.DataFrame, scores: pd.D
     samples = {name: Samples(unit=metrics.kind(name).unit, direction=metrics.kind(name).direction, sessions=[[rounded(v) for v in s] for s in values])
                for name, values in found.items() if np.isfinite(np.concatenate(values)).all()}
     return Golden(
-        run=record["params"]["run"], key=key_of(record), subject=record["subject"], environment=record["machine"],
+        run=record["params"]["run"], key=key_of(record), work=exam.work, subject=record["subject"], environment=record["machine"],
         controls={name: [[rounded(v) for v in values]] for name, values in record["controls"].items()},
         metrics=samples, correct=correctness(scores).tolist() if "correct" in judged else None,
         scorer=next(iter(record["params"].get("scorers", [])), None) if "correct" in judged else None,
@@ -333,14 +336,6 @@ def answers_of(requests: pd.DataFrame) -> pd.DataFrame:
     question is asked."""
     rows = requests[requests.point == requests.point.max()]
     return rows[(rows.session == rows.session.min()) & (rows.repetition == rows.repetition.min())]
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with a dot between the names."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
 
 
 def rounded(value: float, digits: int = 6) -> float:

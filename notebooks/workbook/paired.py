@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from workbook import controls, files, goldens, metrics, params, paths, quality, sessions, verdicts
+from workbook import controls, files, goldens, metrics, nested, params, paths, quality, sessions, verdicts
 from workbook.errors import BadInput
 from workbook.params import Exam
 from workbook.runs import now
@@ -256,7 +256,7 @@ def differences(experiment: Experiment) -> pd.DataFrame:
     for side, variant in experiment.variants.items():
         record = next((v.record for v in experiment.visits if v.variant == side and v.record), {})
         seen = {k: record.get("subject", {}).get(k) for k in ("packages", "attention", "weights_sha256")} | {"python": record.get("machine", {}).get("python")}
-        sides[side] = goldens.flat(variant["params"]) | goldens.flat(seen) | {"interpreter": variant["python"]}
+        sides[side] = nested.flat(variant["params"]) | nested.flat(seen) | {"interpreter": variant["python"]}
     a, b = sides["a"], sides["b"]
     return pd.DataFrame([{"what": key, "A": str(a.get(key, "absent")), "B": str(b.get(key, "absent"))} for key in a | b if a.get(key) != b.get(key)])
 

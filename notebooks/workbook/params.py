@@ -13,8 +13,7 @@ from workbook.errors import BadInput
 
 WORK_KEYS = ("subject", "subject_args", "num_prompts", "repeat_prompts", "prompt_suffix", "chat_template", "input_len", "output_len",
              "weights", "engine", "replicas", "n", "temperature", "top_p", "top_k", "max_tokens", "ignore_eos", "seed", "load", "concurrency", "request_rate", "burstiness", "slo")
-"""The keys that define the work. A golden is comparable only where all of them are equal; the model, the
-engine's arguments and the environment are what is under test, and so are not among them."""
+"""The keys that define the work. A golden is comparable only where all of them are equal; the model, the engine's arguments and the environment are under test."""
 OWN_LENGTHS = NO_GOLD = ("sharegpt", "random")
 """Subjects that say how long each answer is, and those without right answers."""
 FROM_FILE = ("gsm8k", "jsonl", "sharegpt")
@@ -22,10 +21,9 @@ FROM_FILE = ("gsm8k", "jsonl", "sharegpt")
 REQUESTS_OF_P99 = 1000
 """A 99th percentile of fewer is one or two requests, and gates nothing."""
 CEILINGS = {"empty": 0.1, "cut_off": 0.9, "loop": 0.5, "one_token": 0.1, "invalid_utf8": 0.1, "special_tokens": 0.1, "identical": 0.9}
-"""Rates of `degeneration` above which a run is INVALID. Of 160 answers to `smoke` SmolLM2-135M cuts off 17 % and has none of the
-others; with random weights or at temperature 5 it is 100 % cut off and 24 to 28 % broken bytes, random and greedy 63 % in a
-loop, and samples drawn greedily are identical in 100 % of the questions (tests/bench/degenerate_rates.py). A greedy base model
-may loop in more than half of its long answers (73 % of GPT-2's, Holtzman et al. 2020): such an exam says so in `ceilings`."""
+"""Rates of `degeneration` above which a run is INVALID. Of 160 answers to `smoke` SmolLM2-135M cuts off 17 % and has none of the others; with random weights
+or at temperature 5 it is 100 % cut off and 24 to 28 % broken bytes, random and greedy 63 % in a loop, and samples drawn greedily are identical in 100 % of the
+questions (tests/bench/degenerate_rates.py). A greedy base model may loop in more than half of its long answers (73 % of GPT-2's, Holtzman et al. 2020): such an exam says so in `ceilings`."""
 
 
 class Section(BaseModel):
@@ -267,11 +265,14 @@ class Exam(Section):
         """Whether answers are judged: synthetic weights have none worth it."""
         return bool(self.scorers) and self.weights == "auto"
 
+    @property
+    def work(self) -> dict[str, Any]:
+        """The keys that define the work (`WORK_KEYS`), those that are not at their default: one that is added later changes no hash where it is not used."""
+        return self.model_dump(include=set(WORK_KEYS), exclude_defaults=True)
+
     def work_hash(self) -> str:
-        """SHA-256 of the keys that define the work (`WORK_KEYS`), those that are not at their default: a key
-        that is added later changes no hash where it is not used."""
-        work = self.model_dump(include=set(WORK_KEYS), exclude_defaults=True)
-        return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the `work`."""
+        return hashlib.sha256(json.dumps(self.work, sort_keys=True).encode()).hexdigest()
 
 
 SECTIONS = {"requires": Requires, "slo": Slo, "gates": Gate}
@@ -310,8 +311,7 @@ def nearest(word: str, known: list[str]) -> str:
 
 def _is_parameter(name: str, value: Any) -> bool:
     """A notebook's namespace also holds modules, functions and IPython's own names."""
-    return not (name.startswith("_") or name in ("In", "Out", "exit", "quit", "open", "get_ipython")
-                or callable(value) or isinstance(value, types.ModuleType))
+    return not (name.startswith("_") or name in ("In", "Out", "exit", "quit", "open", "get_ipython") or callable(value) or isinstance(value, types.ModuleType))
 
 
 EXPECTED = {

@@ -92,7 +92,7 @@ def _of_run(place: Path, exam: Exam) -> Golden:
     if found.run != exam.run:
         raise BadInput(f"{place}: key 'run' is {found.run!r}; expected a candidate of '{exam.run}'")
     if found.key.work != exam.work_hash():
-        raise BadInput(f"{place}: it was recorded with other parameters than run '{exam.run}' has now; expected those of the params file")
+        raise BadInput(f"{place}: it was recorded with other parameters than run '{exam.run}' has now; expected those of the params file{exams.apart(exam.work, found.work, 'there')}")
     return found
 
 
@@ -105,8 +105,8 @@ def _exam(name: str, overrides: Written | None) -> Exam:
     """The exam as it is recorded; overrides may change what is under test, not what work is done."""
     more = Written({"repetitions": candidates.REPETITIONS}, {})
     exam = exams.load(name, overrides.over(more, keep=True) if overrides else more)
-    if exam.work_hash() != exams.load(name).work_hash():
-        raise BadInput(f"SET changes the work of run '{name}', and no run without it could be held against such a golden; expected the change in the params file")
+    if changed := exams.apart(exam.work, exams.load(name).work, "in the params file"):
+        raise BadInput(f"SET changes the work of run '{name}', and no run without it could be held against such a golden; expected the change in the params file{changed}")
     return exam
 
 

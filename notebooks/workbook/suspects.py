@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from workbook import machine, platforms
-from workbook.goldens import Golden, flat
+from workbook.goldens import Golden
+from workbook.nested import flat
 
 CLOCK, MOVE = "gpu_clock_mhz", 0.01
 """A GPU's clock is a suspect once it moved by more than this, and so is a control by more than chance."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from workbook import exams, params, paths
 from workbook.errors import BadInput
-from workbook.exams import KeyPath, Written
+from workbook.exams import Written
+from workbook.nested import KeyPath, leaves
 from workbook.params import Exam, nearest
 
 UNTUNED, COMBINED = "untuned", "combined"
@@ -79,14 +80,6 @@ def changes(untuned: Exam, exam: Exam) -> dict[KeyPath, Any]:
     """What a setting changes, by its path of keys: the value, or `ABSENT` where it takes the key away."""
     before, after = ({key: value for key, value in leaves(e.model_dump(mode="json", include=set(TUNED))).items()} for e in (untuned, exam))
     return {path: after.get(path, ABSENT) for path in {**before, **after} if before.get(path, ABSENT) != after.get(path, ABSENT)}
-
-
-def leaves(values: dict[str, Any], prefix: KeyPath = ()) -> dict[KeyPath, Any]:
-    """The values of nested mappings by their paths of keys."""
-    found: dict[KeyPath, Any] = {}
-    for name, value in values.items():
-        found |= leaves(value, (*prefix, name)) if isinstance(value, dict) else {(*prefix, name): value}
-    return found
 
 
 def combined(untuned: Exam, helpful: list[Exam]) -> tuple[Exam, list[int]] | None:
