@@ -213,7 +213,7 @@ def test_a_control_that_moved_is_a_suspect(folders):
     golden = blessed(folders)
     assert suspects.differences(golden, record(controls={"host_s": [1.05], "device_s": [2.01]})) == [], "half a per cent"
     assert suspects.differences(golden, record(controls={"host_s": [1.05], "device_s": [2.5]})) == [
-        {"what": "controls.device_s", "golden": "2000.0 to 2000.0 ms", "now": "2500.0 ms"}]
+        {"what": "controls.device_s", "golden": "2000.0 ms", "now": "2500.0 ms"}]
 
 
 def test_a_clock_that_moved_is_a_suspect(folders):
@@ -373,7 +373,7 @@ def test_what_is_said_of_a_control_is_what_is_held_against_the_tolerance(folders
         assert f"host_beside {said}" in found["sentence"] and found["comparable"] is comparable
 
 
-@pytest.mark.parametrize("times, visible, within, beyond", [((44.0, 45.0, 46.0), 0.10, 1.09, 1.12), ((68.0, 72.0, 131.0), 0.65, 1.5, 1.8)],
+@pytest.mark.parametrize("times, visible, within, beyond", [((44.0, 45.0, 46.0), 0.03, 1.09, 1.12), ((68.0, 72.0, 131.0), 0.65, 1.5, 1.8)],
                          ids=["a quiet host", "a core that shares its unit"])
 def test_a_control_moved_by_what_its_own_noise_does_not_explain(folders, times, visible, within, beyond):
     """A loop that takes 70 or 130 ms, as the other thread of its core is idle or not, may take half as long again by chance."""
@@ -383,6 +383,26 @@ def test_a_control_moved_by_what_its_own_noise_does_not_explain(folders, times, 
         found = judge_machine(golden, {"host_beside_s": [factor * t for t in times] * 2})
         assert found["comparable"] is comparable and found["visible"]["host_beside_s"] == pytest.approx(visible, abs=0.03)
         assert ("may be chance" in found["sentence"]) == (visible > 0.10)
+
+
+@pytest.mark.parametrize("odd", [1.5, 3.0, 10.0])
+def test_one_odd_time_is_taken_off_no_loss(folders, odd):
+    """Of a session of six, beside one loop of 45 ms: the mean of its logs rises by 7 to 47 %."""
+    times = [44.0, 45.0, 46.0, 44.5, 45.5, 45.0]
+    found = machine.move([times] * 3, [[odd * times[0], *times[1:]]])
+    assert found.by > 0.06 and machine.ratio(found.by) < found.visible and found.certain < 0.005
+
+
+def test_what_may_be_chance_excuses_no_large_loss(folders):
+    """A GPU that is 12 % slower is why a loss is in doubt, and twice that is taken off; a noisy loop that took a fifth longer beside it is not."""
+    golden, loop = blessed(folders), [68.0, 72.0, 131.0, 70.0, 129.0, 127.0]
+    golden.controls = {"device_s": [[20.0] * 5] * 3, "host_beside_s": [loop] * 3}
+    golden.metrics["request_tok_s_p50"] = goldens.Samples(unit="tok/s", direction="higher", sessions=[[99.9, 100.0, 100.1]] * 3)
+    found = judge_machine(golden, {"device_s": [22.4] * 5, "host_beside_s": [1.22 * t for t in loop]})
+    assert found["moves"]["host_beside_s"] == pytest.approx(0.22) and found["share"]["host_beside_s"] < 0.1
+    for left, status in ((85.0, "INCONCLUSIVE"), (70.0, "REGRESSED")):
+        judged = results.judge_speed({"request_tok_s_p50": GATE}, golden, {"request_tok_s_p50": [[left - 0.1, left, left + 0.1]]}, found)["request_tok_s_p50"]
+        assert judged["status"] == status
 
 
 def test_a_machine_that_stays_the_same_is_seldom_said_to_have_changed():

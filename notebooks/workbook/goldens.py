@@ -164,7 +164,7 @@ def _contradiction(golden: Golden) -> str:
         if samples.direction not in ("higher", "lower"):
             return f"key 'metrics.{name}.direction' is {samples.direction!r}; higher or lower"
     for name, sessions in golden.controls.items():
-        if not sessions or not all(session and min(session) > 0 for session in sessions):
+        if not sessions or not all(session and all(time > 0 for time in session) for session in sessions):
             return f"key 'controls.{name}' has a session without times, or a time that is not positive"
     for number, sequence in enumerate(golden.sequences):
         if len(sequence.logprobs) != len(sequence.token_ids):

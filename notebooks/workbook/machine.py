@@ -20,7 +20,7 @@ class Move(NamedTuple):
 
     Attributes:
         by: of the means of the sessions' mean logs.
-        visible: from how much on, in either direction, a move is more than its own noise; at least `controls.TOLERANCE`.
+        visible: from how much on, in either direction, a move is more than its own noise.
         certain: of `by`, what is more than noise (`_shrunk`).
     """
     by: float
@@ -62,10 +62,19 @@ def control_moves(golden: goldens.Golden, *measured: dict[str, list[float]]) -> 
 
 
 def move(known: Sequence[list[float]], now: Sequence[list[float]]) -> Move:
-    """A control's move, from its times by session on either side."""
-    found = verdicts.judge(known, now, direction="lower", margin=controls.TOLERANCE / (1 + controls.TOLERANCE))
-    error = found.noise * math.sqrt(1 / len(known) + 1 / len(now))
-    return Move(*map(math.expm1, (found.effect, found.smallest_visible, _shrunk(found.effect, error))))
+    """A control's move, from its times by session on either side.
+
+    One odd time of a session adds more to its noise than to its mean, so that it shows no move; what is taken off a loss for certain is what
+    is left without the highest and the lowest of each session of five or more. Where whole sessions are of one kind, three that are alike
+    by chance look quieter than they are.
+    """
+    found, steady = (verdicts.judge(*([cut(times) for times in side] for side in (known, now)), direction="lower", margin=0.0) for cut in (list, _inner))
+    error = steady.noise * math.sqrt(1 / len(known) + 1 / len(now))  # for as many times a session on either side
+    return Move(*map(math.expm1, (found.effect, found.smallest_visible, _shrunk(min(found.effect, steady.effect, key=abs), error))))
+
+
+def _inner(times: list[float]) -> list[float]:
+    return sorted(times)[1:-1] if len(times) >= 5 else times
 
 
 def _shrunk(effect: float, error: float) -> float:
@@ -97,7 +106,7 @@ def _said(control: str, moved: Move, counts: float, digits: int = 0) -> str:
     name, by = control.removesuffix("_s"), ratio(moved.by) * 100
     if round(by, digits) == 0:
         return f"{name} the same"
-    notes = [f"up to {moved.visible * 100:.{digits}f} % may be chance"] if moved.visible > controls.TOLERANCE + 1e-9 else []
+    notes = [f"up to {moved.visible * 100:.{digits}f} % may be chance"] if moved.visible > controls.TOLERANCE else []
     notes += [f"{ratio(counts) * 100:.{digits}f} % count: the GPUs were busy"] if counts != moved.by else []
     return f"{name} {by:.{digits}f} % {'slower' if moved.by > 0 else 'faster'}" + (f" ({', and '.join(notes)})" if notes else "")
 
@@ -140,7 +149,7 @@ def _too_large(outcome: dict[str, Any], found: dict[str, Any]) -> str:
     what the slowest fixed work lost, or those can cost; empty where they may. A band has no effect."""
     if outcome["status"] != "REGRESSED" or "effect" not in outcome or not found["slows"]:
         return ""
-    lost = max([np.log1p(found["counts"][name]) for name in found["share"]] + [np.log1p(found["others_cost"])])
+    lost = max(np.log1p([*found["share"].values(), found["others_cost"]]))
     if outcome["effect"] - EXCUSED * lost <= outcome["smallest_visible"]:
         return ""
     return f"{found['slows'].replace(' and may have caused a loss', '')}, but not by so much that it may have caused this loss"

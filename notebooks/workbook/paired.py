@@ -223,14 +223,18 @@ def control_table(experiment: Experiment) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+TESTED = 6
+"""Fewer visits have no test: by one a real drift would mostly pass unsaid, so its size alone counts."""
+
+
 def drift(visits: list[Visit], control: str) -> dict[str, float]:
     """`drift %`, by how much the line through the logs of the visits' medians of a control rises from the first visit to the last, and
-    its `p`, of no slope (`scipy.stats.linregress`): a control as noisy as a shared core's rises by a tenth without cause. Two visits have no p but 0."""
+    its `p`, of no slope (`scipy.stats.linregress`): a control as noisy as a shared core's rises by a tenth without cause."""
     medians = [float(np.median(v.record["controls"][control])) for v in visits]
     if len(medians) < 2:
         return {"drift %": 0.0, "p": 1.0}
     line = stats.linregress(range(len(medians)), np.log(medians))
-    return {"drift %": 100 * float(np.expm1(line.slope * (len(medians) - 1))), "p": float(line.pvalue)}
+    return {"drift %": 100 * float(np.expm1(line.slope * (len(medians) - 1))), "p": float(np.nan_to_num(line.pvalue, nan=1.0)) if len(medians) >= TESTED else 0.0}
 
 
 def drift_notes(drifts: dict[str, dict[str, float]], effect: str) -> list[str]:

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from workbook import machine, platforms
-from workbook.goldens import Golden
+from workbook.goldens import Golden, mean
 from workbook.nested import flat
 
 CLOCK, MOVE = "gpu_clock_mhz", 0.01
-"""A GPU's clock is a suspect once it moved by more than this, and so is a control by more than chance."""
+"""A GPU's clock is a suspect once it moved by more than this, and so is a control, if that is more than its own noise."""
 CODE, FILES = "code that measures", 3
 """What two commits differ in is called so where it takes samples, and so many of its files are named."""
 ORDER = ("weights", "model", "packages", "driver", "engine_args", "env", "attention", CODE, "machine.gpus", "machine.", "clocks.", "controls.")
@@ -34,10 +34,9 @@ def differences(golden: Golden, record: dict[str, Any]) -> list[dict[str, str]]:
         if changed:
             before[CODE], after[CODE] = then[:7], f"{now[:7]}; between the two {first_of([PurePosixPath(path).name for path in changed], FILES)} changed"
     for name, move in machine.control_moves(golden, record.get("controls", {})).items():
-        if abs(move.certain) > MOVE:
-            medians = [np.median(session) * 1e3 for session in golden.controls[name]]
-            before[f"controls.{name}"] = f"{min(medians):.1f} to {max(medians):.1f} ms"
-            after[f"controls.{name}"] = f"{np.median(record['controls'][name]) * 1e3:.1f} ms"
+        if machine.ratio(move.by) > max(move.visible, MOVE):
+            level = mean(golden.controls[name]) * 1e3
+            before[f"controls.{name}"], after[f"controls.{name}"] = f"{level:.1f} ms", f"{level * (1 + move.by):.1f} ms"
     for name, (recorded, now) in _clocks(golden, record.get("repetitions", [])).items():
         if abs(now / recorded - 1) > MOVE:
             before[f"clocks.{name}"], after[f"clocks.{name}"] = f"{recorded:,.0f} MHz", f"{now:,.0f} MHz"
