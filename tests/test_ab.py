@@ -167,7 +167,7 @@ def test_an_even_drift_cancels_and_is_said(tiny):
 @pytest.mark.parametrize("times, noted", [((70, 130, 70, 72, 128, 71, 130, 131), False), ((70, 75, 80, 86, 92, 99, 106, 113), True), ((70, 71, 70, 69, 70, 71, 72, 71), False), ((70, 70, 70, 70, 70, 70), False), ((70, 75, 81), True)],
                          ids=["of two kinds", "a drift", "still", "all alike", "too few for a test"])
 def test_what_rises_by_chance_is_no_drift(times, noted):
-    """A loop that takes 70 or 130 ms, as its core's other thread is idle or not, has a line that rises by half."""
+    """A loop that takes 70 or 130 ms has a line that rises by half."""
     found = paired.drift([types.SimpleNamespace(record={"controls": {"host_s": [t]}}) for t in times], "host_s")
     assert (found["drift %"] > 10) is (times[1] > 71) and bool(paired.drift_notes({"host": found}, "so")) is noted
 

@@ -374,9 +374,9 @@ def test_what_is_said_of_a_control_is_what_is_held_against_the_tolerance(folders
 
 
 @pytest.mark.parametrize("times, visible, within, beyond", [((44.0, 45.0, 46.0), 0.03, 1.09, 1.12), ((68.0, 72.0, 131.0), 0.65, 1.5, 1.8)],
-                         ids=["a quiet host", "a core that shares its unit"])
+                         ids=["a quiet host", "times of two kinds"])
 def test_a_control_moved_by_what_its_own_noise_does_not_explain(folders, times, visible, within, beyond):
-    """A loop that takes 70 or 130 ms, as the other thread of its core is idle or not, may take half as long again by chance."""
+    """A loop that takes 70 or 130 ms may take half as long again by chance."""
     golden = blessed(folders)
     golden.controls = {"host_beside_s": [list(times) * 2] * 3}
     for factor, comparable in ((within, True), (1 / within, True), (beyond, False), (1 / beyond, False)):

@@ -11,7 +11,7 @@ Samples = dict[str, Sequence[Sequence[float]]]
 
 CHANGED, OTHERS = "the machine itself changed", "other processes were at work"
 EXCUSED = 2
-"""A loss of more than so many times what the slowest fixed work lost is not the machine's: a load that waits for several parts of it may
+"""A loss of more than so many times what the slowest fixed work certainly lost is not the machine's: a load that waits for several parts of it may
 lose more than each of them, and seldom more than two together."""
 
 
@@ -56,7 +56,7 @@ def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Sa
 
 def control_moves(golden: goldens.Golden, *measured: dict[str, list[float]]) -> dict[str, Move]:
     """How each control that all have moved, by the verdict's own rule (`verdicts.judge`): a host's loop whose single times are of two
-    kinds, 70 and 130 ms, as its core's second thread is idle or not, moves by chance as far as a quiet one does by a cause."""
+    kinds, 70 and 130 ms (as on the GPU hosts of docs/results.md), moves by chance as far as a quiet one does by a cause."""
     return {name: move(golden.controls[name], [session[name] for session in measured])
             for name in sorted(golden.controls.keys() & set.intersection(*map(set, measured)))}
 
