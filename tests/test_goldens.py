@@ -411,7 +411,7 @@ def test_a_machine_that_stays_the_same_is_seldom_said_to_have_changed():
     drawn = np.where(rng.random((2000, 4, 6)) < 0.5, 70.0, 130.0) * np.exp(rng.normal(0, 0.05, (2000, 4, 6)))
     moves = [machine.move(known, [now]) for *known, now in drawn.tolist()]
     assert np.mean([machine.ratio(found.by) > found.visible for found in moves]) < 0.02
-    outside = [machine.ratio(controls.move(np.median(now), np.median(known, axis=1))) > controls.TOLERANCE for *known, now in drawn.tolist()]
+    outside = [machine.ratio(controls.outside(np.median(now), np.median(known, axis=1))) > controls.TOLERANCE for *known, now in drawn.tolist()]
     assert np.mean(outside) == pytest.approx(0.25, abs=0.02)
 
 

@@ -114,7 +114,7 @@ def deciding(names: Iterable[str]) -> list[str]:
     return [name for name in names if name.removesuffix("_s") + "_beside_s" not in known]
 
 
-def move(now: float, known: Sequence[float]) -> float:
+def outside(now: float, known: Sequence[float]) -> float:
     """How far a control's time lies outside those that are known, as a fraction of the nearest: 0 among them, positive
     where it is slower than the slowest, negative where faster than the fastest."""
     return now / min(max(now, min(known)), max(known)) - 1

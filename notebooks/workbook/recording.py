@@ -93,10 +93,11 @@ def _of_run(place: Path, exam: Exam) -> Golden:
         raise BadInput(f"{place}: key 'run' is {found.run!r}; expected a candidate of '{exam.run}'")
     if found.key.work != exam.work_hash():
         raise BadInput(f"{place}: it was recorded with other parameters than run '{exam.run}' has now; expected those of the params file{exams.apart(exam.work, found.work, 'there')}")
-    return found.model_copy(update={"work": exam.work})  # one recorded before goldens said it has the same hash
+    return found
 
 
 def _write(path: Path, candidate: Golden, exam: Exam) -> None:
+    candidate.work = exam.work  # the key has its hash, and sessions of before do not say it
     candidate.problems = [] if candidates.shortage(candidate) else candidates.problems(candidate, exam)
     goldens.write(path, candidate)
 

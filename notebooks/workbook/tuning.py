@@ -120,14 +120,14 @@ class Tuning:
         return against.status == "IMPROVED" and (given <= controls.TOLERANCE or against.low > (1 + given) * (1 + MARGIN))
 
     def _moves(self, setting: str) -> dict[str, float]:
-        """Of each control that decides, how far it lies outside the untuned run's visits (`controls.move`), and of that what counts
+        """Of each control that decides, how far it lies outside the untuned run's visits (`controls.outside`), and of that what counts
         (`machine.bounded`). Of several visits the middle counts."""
         then, now = (1 - busy / 100 if math.isfinite(busy := self.median(which, metric_at(metrics.BUSY, max(self.untuned.points, default=0)))) else 1.0
                      for which in (UNTUNED, setting))
         found = {}
         for name in controls.deciding(self.of(UNTUNED)[0].record["controls"]):
             known, now_s = ([float(np.median(v.record["controls"][name])) for v in self.of(which)] for which in (UNTUNED, setting))
-            found[name] = machine.bounded(name, controls.move(float(np.median(now_s)), known), then, now)
+            found[name] = machine.bounded(name, controls.outside(float(np.median(now_s)), known), then, now)
         return found
 
     @property
