@@ -224,6 +224,14 @@ def control_table(experiment: Experiment) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def visit_table(visits: list[Visit]) -> pd.DataFrame:
+    """A row for each visit in its order: when it ended, the median of each control in ms, by which it is judged, and its problem."""
+    return pd.DataFrame([
+        {"visit": v.name, "finished": v.record.get("finished"),
+         **{f"{name.removesuffix('_s')}, ms": 1e3 * float(np.median(seconds)) for name, seconds in v.record.get("controls", {}).items()},
+         "problem": v.problem or "none"} for v in visits])
+
+
 TESTED = 6
 """Of fewer visits a drift has no test, by which a real one would mostly pass unsaid: its size alone counts."""
 

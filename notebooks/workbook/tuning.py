@@ -325,13 +325,6 @@ def roof_sentence(tuning: Tuning, points: pd.DataFrame) -> str:
     return f"{at} reaches {shares[roof]:.0f} % of the {roof} roof, the nearer one, and is {here.bound}."
 
 
-def visit_table(tuning: Tuning) -> pd.DataFrame:
-    """A row for each visit in its order: when it ended, the fastest of each control in ms, and its problem."""
-    return pd.DataFrame([
-        {"visit": v.name, "finished": v.record.get("finished"), **{f"{k.removesuffix('_s')}, ms": 1e3 * min(s) for k, s in v.record.get("controls", {}).items()},
-         "problem": v.problem or "none"} for v in tuning.visits])
-
-
 def result(tuning: Tuning, points: pd.DataFrame) -> dict[str, Any]:
     """What goes into `result.json`; `points` as `point_table`."""
     status, sentence = verdict(tuning)
