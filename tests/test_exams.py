@@ -191,6 +191,19 @@ def test_variants_that_do_not_fit_are_skipped_with_the_reason(write, folders, mo
     assert (result["status"], result["sentence"]) == ("SKIPPED", "needs an NVIDIA GPU; this machine has none")
 
 
+def test_a_folder_of_goldens_that_is_not_there_is_no_machine_without_any(write, folders, monkeypatch):
+    """Every run would be NO_GOLDEN, and exit with 0 whatever happened."""
+    monkeypatch.setattr(runner, "_report", lambda statuses, strict: statuses)
+    monkeypatch.setattr(platforms, "gpus", lambda: ())
+    write("run: a\nrequires: {device: gpu, gpus: 1}\n")
+    monkeypatch.setenv("GOLDBOOK_GOLDENS", str(folders / "golden"))
+    for start in (runner.run_all, lambda: runner.run("a")):
+        with pytest.raises(BadInput, match="/golden: no such folder; expected GOLDBOOK_GOLDENS to name the one with the goldens, an empty one if there are none yet"):
+            start()
+    (folders / "golden").mkdir()
+    assert runner.run_all() == ["SKIPPED"]
+
+
 def test_the_terminal_counts_what_was_skipped(write, folders, monkeypatch, capsys):
     """Of thirty exams five are taken on a small machine, and their lines have to be found."""
     monkeypatch.setattr(runner, "summarize", lambda: "")

@@ -45,12 +45,13 @@ def _head(tuning: Tuning, name: str) -> list[str]:
         members = f" ({' + '.join(tuning.members)})" if best == sweeps.COMBINED else ""
         found = [f"# The fastest of the {tried}: {best}{members}.",
                  f"# {headline}: {tuning.median(best, headline):,.4g} tok/s, {interval(tuning.against(best))} {untuned}."]
+    take = [f"# To take it: cp {_shown(paths.tune_folder(tuning.run) / NAME)} {_shown(paths.params() / f'{name}.yaml')} && make run RUN={name}"]
     machine = tuning.of(UNTUNED)[0].record["machine"]
     return [*found,
             f"# {tuning.started[:10]}, {machine['platform']}, vLLM {_vllm(machine)}; {tuning.rounds} visit{'s' if tuning.rounds > 1 else ''} "
             f"of each setting, {exam.repetitions} repetition{'s' if exam.repetitions > 1 else ''} in each.",
             "# Behind a line: the settings that had it (kept: those that had another) against the untuned, with the interval.",
-            f"# To take it: cp {_shown(paths.tune_folder(tuning.run) / NAME)} {_shown(paths.params() / f'{name}.yaml')} && make run RUN={name}"]
+            *(take if best != UNTUNED else [])]
 
 
 def _shown(path: Path) -> str:

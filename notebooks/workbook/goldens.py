@@ -1,6 +1,7 @@
 """Goldens: blessed baselines, one JSON a run and platform, found by what was asked and where."""
 import difflib
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -204,6 +205,12 @@ def find(run: str, key: Key, work: dict[str, Any] | None = None) -> tuple[Golden
     if not same_work(golden.key, key):
         return None, f"the golden of '{run}' for '{key.platform}' was recorded with other prompts"
     return golden, ""
+
+
+def require_folder() -> None:
+    """Refuse a `GOLDBOOK_GOLDENS` that is no folder: by a slip of the pen every run would be NO_GOLDEN and none would fail. Raises BadInput."""
+    if os.environ.get("GOLDBOOK_GOLDENS") and not paths.goldens().is_dir():
+        raise BadInput(f"{paths.goldens()}: no such folder; expected GOLDBOOK_GOLDENS to name the one with the goldens, an empty one if there are none yet")
 
 
 def require_readable(exam: params.Exam) -> None:

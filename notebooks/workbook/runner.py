@@ -58,6 +58,7 @@ def run_all(strict: bool = False) -> int:
     """
     if not (exams.names() or exams.misnamed()):
         raise BadInput(f"{paths.params()}: holds no params file; expected at least one *.yaml")
+    goldens.require_folder()
     with Reports():
         _set_aside_unknown()
         statuses = [_stop(name, "INVALID", f"params/{name}: not read; expected the ending .yaml") for name in exams.misnamed()]
@@ -68,9 +69,11 @@ def run(name: str, overrides: Written | None = None, strict: bool = False) -> in
     """One run, or all variants of a file, and the summary; returns the exit code over them.
 
     Raises:
-        BadInput: as `exams.load`, or there is one run and this machine cannot take it, or its golden cannot be read.
+        BadInput: as `exams.load`, there is no folder of goldens where `GOLDBOOK_GOLDENS` says, or there is one run and this
+            machine cannot take it, or its golden cannot be read.
     """
     found = exams.select(name)
+    goldens.require_folder()
     if len(found) > 1:
         with Reports():
             return _report(_run_several(found, overrides), strict)

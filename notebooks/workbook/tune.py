@@ -160,7 +160,7 @@ def report(run: str, strict: bool = False) -> int:
     for note in result["notes"]:
         say(f"  note: {note}")
     if (folder / best.NAME).exists():
-        say(f"  the best settings: {folder / best.NAME}")
+        say(f"  {'what was tried, line by line' if result['best'] == UNTUNED else 'the best settings'}: {folder / best.NAME}")
     code = exit_code([result["status"]], strict)
     say(f"{folder / 'index.html'}  (exit code {code})")
     return code
