@@ -1,5 +1,7 @@
 """The summary's files, the cards, the charts, and a run's folder."""
 import json
+import os
+import subprocess
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -42,6 +44,29 @@ def test_a_run_that_was_killed_does_not_go_unreported(several):
     """The runner writes its parameters first, and its result last."""
     (paths.run_folder("d") / "params.yaml").write_text("run: d\n")
     assert {r["run"]: (r["status"], r["sentence"]) for r in summary.collect()}["d"] == ("INVALID", "was started and has no result: it was killed, or the machine went down")
+
+
+def test_a_run_that_is_being_made_was_not_killed(several, monkeypatch):
+    """As JupyterLab sees it meanwhile; of what was begun before, nothing is being made."""
+    def found():
+        return {r["run"]: (r["status"], r["sentence"]) for r in summary.collect()}["d"]
+    (paths.run_folder("d") / "params.yaml").write_text("run: d\n")
+    owner, begun = paths.reports() / runs.OWNER, paths.run_folder("d") / "params.yaml"
+    os.utime(begun, (2e9, 2e9))
+    with subprocess.Popen(["sleep", "60"]) as other:
+        owner.write_text(f"process {other.pid}, started 2026-01-01T00:00:00+00:00")
+        os.utime(owner, (1e9, 1e9))
+        assert found() == ("NOT_RUN", f"is being run (process {other.pid}, started 2026-01-01T00:00:00+00:00)")
+        os.utime(begun, (9e8, 9e8))
+        assert found()[0] == "INVALID", "it was begun by a runner before this one"
+        os.utime(begun, (2e9, 2e9))
+        monkeypatch.setenv(progress.TERMINAL, "")
+        assert found()[0] == "INVALID", "the runner's summary comes when its runs have ended"
+        monkeypatch.delenv(progress.TERMINAL)
+        other.kill()
+    assert found()[0] == "INVALID"
+    with runner.Reports():
+        assert owner.read_text().startswith(f"process {os.getpid()}, started 2") and found()[0] == "INVALID"
 
 
 def test_the_files_for_machines(several):

@@ -34,10 +34,10 @@ class Reports:
         folder = paths.reports()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._owner = folder / ".owner"
+            self._owner = folder / runs.OWNER
             self._lock = FileLock(folder / ".lock")
             self._lock.acquire(timeout=0)
-            self._owner.write_text(f"process {os.getpid()}, started {runs.now()}")
+            runs.claim()
         except Timeout:
             who = self._owner.read_text() if self._owner.exists() else "unknown process"
             raise BadInput(f"{folder}: in use by another run ({who}); {LOCK_HELP}") from None

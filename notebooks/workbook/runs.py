@@ -4,11 +4,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from workbook import files, paths
 from workbook.errors import BadInput
 from workbook.params import Exam
 
 STAGES = ("generate", "score", "compare")
+OWNER = ".owner"
+"""In the reports folder while a process makes runs there: which one, and since when."""
 
 
 def start(run: str) -> Path:
@@ -67,6 +71,22 @@ def read_record(run: str) -> dict[str, Any]:
     if partial := record.get("partial"):
         raise BadInput(f"run '{run}' is partial: {partial}; expected one whose load was measured to its end")
     return record
+
+
+def claim() -> None:
+    """Say that it is this process that makes runs in the reports folder."""
+    files.write_text(paths.reports() / OWNER, f"process {os.getpid()}, started {now()}")
+
+
+def under_way(run: str) -> str:
+    """Which other process is making a run that was begun and has no result; empty if none is, so that it was killed."""
+    owner, begun = paths.reports() / OWNER, paths.run_folder(run) / "params.yaml"
+    try:
+        said, since = owner.read_text(), owner.stat().st_mtime
+        process = int(said.removeprefix("process ").partition(",")[0])
+        return said if process != os.getpid() and psutil.pid_exists(process) and begun.stat().st_mtime >= since else ""
+    except (OSError, ValueError):  # it ended meanwhile, or did not get to say it
+        return ""
 
 
 def now() -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from workbook import exams, files, metrics, paths, progress, schemas
+from workbook import exams, files, metrics, paths, progress, runs, schemas
 from workbook.errors import BadInput
 from workbook.runs import STAGES
 from workbook.statuses import EXIT_CODES, STRICT_EXIT_CODES, overall, strict
@@ -19,7 +19,8 @@ NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def collect() -> list[dict[str, Any]]:
     """The result of every run: those with a params file and those with a folder in the reports, by name.
 
-    A run without a result is listed as NOT_RUN, and one that was killed, or whose result cannot be read, as INVALID: nothing is left out.
+    A run without a result is listed as NOT_RUN, as is in JupyterLab one that is being made, and one that was killed, or whose result cannot be
+    read, as INVALID: nothing is left out.
     """
     folders = {p.name for p in (paths.reports() / "runs").glob("*") if p.is_dir()}
     return [_result(run) for run in sorted(folders | set(exams.names()))]
@@ -28,6 +29,8 @@ def collect() -> list[dict[str, Any]]:
 def _result(run: str) -> dict[str, Any]:
     path = paths.run_folder(run) / "result.json"
     if not path.exists() and (path.parent / "params.yaml").exists():  # which the runner writes first
+        if progress.TERMINAL not in os.environ and (who := runs.under_way(run)):  # the runner's own summary comes after its runs
+            return schemas.stopped(run, "NOT_RUN", f"is being run ({who})")
         return schemas.stopped(run, "INVALID", "was started and has no result: it was killed, or the machine went down")
     if not path.exists():
         return schemas.stopped(run, "NOT_RUN", "has not been run on this machine")
