@@ -183,9 +183,15 @@ def test_charts_of_the_answers():
 def test_a_chain_of_goldens_is_drawn_with_the_present_run():
     points = [("2026-01-01T00:00:00+00:00", 100.0), ("2026-02-01T00:00:00+00:00", 98.0)]
     figure = plots.golden_history("a", "output_tok_s@8", "tok/s", points, 97.0)
-    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["2026-01-01", "2026-02-01", "now"]
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["2026-02-01", "2026-01-01", "now"]
     assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["golden, mean", "the first one", "this run, median"]
     assert len(plots.golden_history("a", "output_tok_s", "tok/s", points, None).axes[0].get_legend().get_texts()) == 2
+
+
+def test_days_of_two_blessings_say_the_hour_and_many_are_not_all_named():
+    points = [(f"2026-01-{1 + day // 2:02d}T{day:02d}:30:00+00:00", 100.0) for day in range(13)]
+    labels = [[t.get_text() for t in plots.golden_history("a", "output_tok_s", "tok/s", points[:many], None).axes[0].get_xticklabels()] for many in (3, 13)]
+    assert labels[0] == ["2026-01-02", "2026-01-01\n01:30", "2026-01-01\n00:30", "now"] and labels[1][:2] == ["2026-01-06\n10:30", "2026-01-04\n07:30"] and len(labels[1]) == 5
 
 
 def test_a_timeline_of_many_requests_draws_some_and_says_so():

@@ -52,7 +52,7 @@ def run_card(result: dict[str, Any], pages: list[str], links: dict[str, str]) ->
     # JupyterLab and plain papermill leave the results here, and what was run where it was.
     below = " · ".join(parts) if links else "no pages: taken in JupyterLab or by plain papermill" if result["metrics"] else ""
     below = "" if result["status"] in ("SKIPPED", "NOT_RUN") or not below else f'<p style="margin:.6em 0 0">{below}</p>'
-    return (f'<section id="{html.escape(result["run"])}" style="margin:1.6em 0"><h3 style="margin:.2em 0">{html.escape(result["run"])}'
+    return (f'<section id="{html.escape(result["run"])}" style="margin:1.6em 0"><h3 style="margin:.2em 0;line-height:1.3">{html.escape(result["run"])}'
             f'<span style="font-weight:400;color:#57606a">&ensp;{html.escape(result["title"])}</span></h3>'
             f'{verdict(result["status"], result["sentence"], result["questions"])}{below}</section>')
 

@@ -2,6 +2,7 @@
 import base64
 import html
 import io
+import math
 from itertools import cycle
 
 import matplotlib.style
@@ -15,6 +16,8 @@ from workbook.metrics import THROUGHPUT, headline, kind
 
 MOST_LINES = 400
 """Requests that a chart draws one by one: more than its height in pixels would only cover each other."""
+MOST_DATES = 6
+"""Dates that fit side by side on an axis."""
 
 matplotlib.style.use("petroff10")
 
@@ -225,7 +228,11 @@ def golden_history(run: str, name: str, unit: str, points: list[tuple[str, float
     axes.axhline(points[0][1], color="C0", lw=1, ls="--", label="the first one")
     if now is not None:
         axes.plot([len(points)], [now], color="C1", marker="D", ls="", label="this run, median")
-    axes.set_xticks(range(len(points) + 1), [when[:10] for when, _ in points] + ["now"])
+    days = [when[:10] for when, _ in points]
+    labels = [f"{day}\n{when[11:16]}" if days.count(day) > 1 else day for day, (when, _) in zip(days, points)]
+    step = math.ceil(len(points) / MOST_DATES)
+    some = range(len(points) - step, -1, -step)  # from the end, where "now" wants its place
+    axes.set_xticks([*some, len(points)], [*(labels[i] for i in some), "now"])
     axes.set_ylabel(f"{name}, {unit}")
     axes.set_title(f"Goldens of {run} (n = {len(points)} blessings; {kind(name).direction} is better)", fontsize=10)
     axes.legend(loc="best", frameon=False, fontsize=8)
