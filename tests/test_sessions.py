@@ -4,9 +4,12 @@ The engine is a scripted server, whose speed and faults are the test's own; the 
 """
 import contextlib
 import dataclasses
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -37,7 +40,8 @@ def first_session(slow, tmp_path_factory):
     """A run's folder as generate.ipynb, score.ipynb and compare.ipynb leave it where there is no golden."""
     place = tmp_path_factory.mktemp("first")
     own = {f"GOLDBOOK_{name.upper()}": str(place / name) for name in ("params", "goldens", "reports")}
-    (place / "params").mkdir()
+    for folder in ("params", "goldens"):
+        (place / folder).mkdir()
     (place / "params" / "x.yaml").write_text(yaml.safe_dump(EXAM | {"endpoint": slow.url}))
     done = finished(command("run", "x"), environment(**own), 300)
     assert done.returncode == 0, done.stderr
@@ -131,6 +135,23 @@ def test_a_page_that_explains(taken):
     assert found["status"] == "REGRESSED" and len(found["looks"]) == 1 and found["sentence"].endswith("; no confirming session was taken")
     page = (taken / "compare.ipynb").read_text()
     assert all(f"share of requests up to each {name}" in page for name in golden.requests) and "the slowest: its requests" in page
+
+
+def test_an_interrupted_confirming_session_loses_no_first_look(taken, slow):
+    """A pipeline's time is over: what the first session said is in the result."""
+    golden_of(taken, 20.0)
+    before = slow.count()
+    code = f"from pathlib import Path\nfrom workbook import runner, runs, sessions\nruns.STAGES = ('compare',)\nrunner._take(sessions.read('x').exam, Path({str(taken)!r}))"
+    with subprocess.Popen([sys.executable, "-c", code], env=environment(), stderr=subprocess.DEVNULL) as taking:
+        while slow.count() == before:
+            assert taking.poll() is None
+            time.sleep(0.05)
+        taking.send_signal(signal.SIGINT)
+        taking.wait(60)
+    found = schemas.read_result(taken / "result.json")
+    assert found["status"] == "INVALID" and re.fullmatch(
+        r"interrupted in compare\.ipynb; first look: REGRESSED \(output_tok_s -9\d\.\d %\); no confirming session was taken", found["sentence"]), found["sentence"]
+    assert found["sentence"] in (taken / "compare.html").read_text()
 
 
 def test_a_recording_takes_no_confirming_session(folders, monkeypatch):

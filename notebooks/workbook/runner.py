@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from workbook import cards, exams, executor, files, goldens, models, pages, paths, platforms, runs, schemas, subjects, summary
+from workbook import cards, exams, executor, files, goldens, models, pages, paths, platforms, runs, schemas, scraps, subjects, summary
 from workbook.engines import arguments
 from workbook.errors import BadInput
 from workbook.exams import Written
@@ -132,10 +132,10 @@ def _take(exam: Exam, folder: Path) -> str:
         try:
             problem = run_stage(exam, stage, folder)
         except KeyboardInterrupt:
-            ended_early(exam, stage, folder, f"interrupted in {stage}.ipynb")
+            ended_early(exam, stage, folder, f"interrupted in {stage}.ipynb" + _so_far(folder, stage))
             raise
         if problem:
-            schemas.write_result(folder / "result.json", schemas.stopped(exam.run, "INVALID", f"{stage}.ipynb failed: {problem}", exam, stage))
+            schemas.write_result(folder / "result.json", schemas.stopped(exam.run, "INVALID", f"{stage}.ipynb failed: {problem}" + _so_far(folder, stage), exam, stage))
             break
     result = schemas.read_result(folder / "result.json")
     schemas.write_result(folder / "result.json", result | {"seconds": round(time.monotonic() - began, 1)})
@@ -143,6 +143,13 @@ def _take(exam: Exam, folder: Path) -> str:
         write_page(exam, stage, folder)
     say(f"  {result['status']}: {result['sentence']}")
     return result["status"]
+
+
+def _so_far(folder: Path, stage: str) -> str:
+    """What a notebook that did not get to its end had found, to be said behind why: of *compare* its first look."""
+    notebook = folder / f"{stage}.ipynb"
+    found = scraps.read(notebook).get("so_far") if notebook.exists() else None
+    return f"; {found}" if found else ""
 
 
 def run_stage(exam: Exam, stage: str, folder: Path, confirm: bool = True, reference: str = "") -> str:
