@@ -147,9 +147,10 @@ def _take(exam: Exam, folder: Path) -> str:
 
 def _so_far(folder: Path, stage: str) -> str:
     """What a notebook that did not get to its end had found, to be said behind why: of *compare* its first look."""
-    notebook = folder / f"{stage}.ipynb"
-    found = scraps.read(notebook).get("so_far") if notebook.exists() else None
-    return f"; {found}" if found else ""
+    with contextlib.suppress(OSError, ValueError):  # it was not begun, or is cut off itself
+        if found := scraps.read(folder / f"{stage}.ipynb").get("so_far"):
+            return f"; {found}"
+    return ""
 
 
 def run_stage(exam: Exam, stage: str, folder: Path, confirm: bool = True, reference: str = "") -> str:
