@@ -56,7 +56,7 @@ def judge(golden: goldens.Golden, *measured: dict[str, list[float]], samples: Sa
 
 def control_moves(golden: goldens.Golden, *measured: dict[str, list[float]]) -> dict[str, Move]:
     """How each control that all have moved, by the verdict's own rule (`verdicts.judge`): a host's loop whose single times are of two
-    kinds, 70 and 130 ms (as on the GPU hosts of docs/results.md), moves by chance as far as a quiet one does by a cause."""
+    kinds, 70 and 130 ms (as on the GPU hosts of docs/visits.md), moves by chance as far as a quiet one does by a cause."""
     return {name: move(golden.controls[name], [session[name] for session in measured])
             for name in sorted(golden.controls.keys() & set.intersection(*map(set, measured)))}
 
