@@ -4,7 +4,7 @@ import sys
 import pytest
 from conftest import ROOT
 from test_goldens import SEQUENCES, by_repetition, record, scores
-from workbook import goldens, metrics
+from workbook import exams, goldens, metrics
 from workbook.params import Gate
 
 sys.path.insert(0, str(ROOT / "tests" / "bench"))
@@ -38,3 +38,9 @@ def test_a_part_has_its_own_samples_and_fixed_work():
     some = golden_rates.part(whole, [0, 2])
     assert [s.visit for s in some.sessions] == ["a", "b"] and some.controls["host_s"] == [[1.0, 1.1], [9.0]]
     assert len(some.metrics["output_tok_s"].sessions) == 2 and len(whole.metrics["output_tok_s"].sessions) == 3
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "goldens").glob("*/*.json")), ids=lambda path: f"{path.parent.name}, {path.stem}")
+def test_no_golden_here_calls_its_own_visits_slower(path):
+    """One that does has a gate below what its visits differ by, and a pipeline that is red by chance."""
+    assert "REGRESSED" not in golden_rates.verdicts_of(goldens.read(path), exams.load(path.stem).gates, 0.0)
