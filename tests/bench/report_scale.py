@@ -42,7 +42,8 @@ def main() -> None:
 
 def measured(place: Path, requests: int, tokens: int, repetitions: int) -> dict[str, float]:
     """Take the exam in folders under `place`; sizes in MB and GB (10^6 and 10^9 bytes), times in seconds."""
-    (place / "params").mkdir()
+    for name in ("params", "goldens"):
+        (place / name).mkdir()
     with scripted_server.running(log=False) as server:
         exam = {"run": "scale", "engine": "endpoint", "endpoint": server.url, "subject": "random", "input_len": 16, "output_len": tokens, "max_tokens": 0,
                 "chat_template": False, "ignore_eos": True, "num_prompts": requests, "load": "closed", "concurrency": 64, "warmup": 0, "repetitions": repetitions}
