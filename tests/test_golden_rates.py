@@ -43,4 +43,7 @@ def test_a_part_has_its_own_samples_and_fixed_work():
 @pytest.mark.parametrize("path", sorted((ROOT / "goldens").glob("*/*.json")), ids=lambda path: f"{path.parent.name}, {path.stem}")
 def test_no_golden_here_calls_its_own_visits_slower(path):
     """One that does has a gate below what its visits differ by, and a pipeline that is red by chance."""
-    assert "REGRESSED" not in golden_rates.verdicts_of(goldens.read(path), exams.load(path.stem).gates, 0.0)
+    golden = goldens.read(path)
+    if len({session.visit for session in golden.sessions}) == 1:
+        pytest.skip("of one visit: its sessions cannot be held against another's")
+    assert "REGRESSED" not in golden_rates.verdicts_of(golden, exams.load(path.stem).gates, 0.0)

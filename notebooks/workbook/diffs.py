@@ -52,8 +52,7 @@ def compare(a: goldens.Golden, b: goldens.Golden, exam: Exam | None = None) -> t
         if getattr(a.key, part) != getattr(b.key, part):
             raise BadInput(f"'{a.run}' of {a.recorded[0]} and '{b.run}' of {b.recorded[0]} do not compare: they ran with {what}{exams.apart(a.work, b.work, 'for the other')}")
     gates = (exam and exam.gates) or {metrics.headline(b.metrics): Gate()}
-    gated = results.judge_speed(gates, a, {name: samples.sessions for name, samples in b.metrics.items()}, _machine(a, b, gates))
-    parts = [(judged["status"], judged["sentence"]) for judged in gated.values()]
+    parts = [(judged["status"], judged["sentence"]) for judged in speed(a, b, gates).values()]
     if a.correct is not None and b.correct is not None and goldens.same_scorer(a, b.scorer):
         drop = accuracy.compare(np.array(a.correct, dtype=bool), np.array(b.correct, dtype=bool), sampled=not exam or exam.temperature > 0)
         parts.append((drop.status, f"accuracy {np.mean(b.correct):.1%}, {drop.sentence}"))
@@ -66,6 +65,11 @@ def compare(a: goldens.Golden, b: goldens.Golden, exam: Exam | None = None) -> t
             parts.append((found["status"], found["sentence"]))
     # What judges calls the side that it holds a run against "the golden"; here it need not be one.
     return [f"{status}: {sentence.replace('the golden', 'A')}" for status, sentence in parts], _medians(a, b), overall([status for status, _ in parts])
+
+
+def speed(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> dict[str, dict[str, Any]]:
+    """The outcome of each gated metric of run b held against run a, fixed work included, as `results.judge_speed`."""
+    return results.judge_speed(gates, a, {name: samples.sessions for name, samples in b.metrics.items()}, _machine(a, b, gates))
 
 
 def _machine(a: goldens.Golden, b: goldens.Golden, gates: dict[str, Gate]) -> dict:

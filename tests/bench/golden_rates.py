@@ -1,10 +1,10 @@
 """How often is the verdict on speed wrong on real machines? The sessions of each golden, judged by those of its other visits.
 
-Nothing in a golden changed between its visits but the day, the boot and the host. So each visit's sessions are held, one
+Nothing in a golden changed between its visits but the time, the boot and the host. So each visit's sessions are held, one
 after the other, against a golden made of all other visits' (fixed work included), with a second look where the first leaves
 doubt and the visit has a second session. REGRESSED is then a false alarm. The same with a loss put into the samples: what is
-then not REGRESSED was overlooked, or left open. Sessions of two visits are few, so a golden is judged by one or two of them
-where it has three: what it does as a whole is better than this. Seconds; no engine is started.
+then not REGRESSED was overlooked, or left open. What a session is held against here is less than the golden that a run is
+held against, by the sessions of a visit. Seconds; no engine is started.
 
     python tests/bench/golden_rates.py [--losses 0 0.05 0.1] [--platforms NVIDIA]
 """
@@ -17,8 +17,9 @@ from pathlib import Path
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "notebooks"))
-from workbook import exams, goldens, machine, metrics, paths, results  # noqa: E402
-from workbook.statuses import overall  # noqa: E402
+from workbook import diffs, exams, goldens, metrics, paths  # noqa: E402
+from workbook.params import Gate  # noqa: E402
+from workbook.statuses import IN_DOUBT, overall  # noqa: E402
 
 STATUSES = ("PASSED", "IMPROVED", "INCONCLUSIVE", "REGRESSED")
 
@@ -30,28 +31,28 @@ def part(golden: goldens.Golden, chosen: list[int]) -> goldens.Golden:
         "metrics": {name: each.model_copy(update={"sessions": [each.sessions[i] for i in chosen]}) for name, each in golden.metrics.items()}})
 
 
-def status(golden: goldens.Golden, new: goldens.Golden, gates: dict, loss: float) -> str:
-    """One look, as *compare* takes it, at sessions that lost a fraction of their speed."""
-    def slower(name: str, value: float) -> float:
-        return value * (1 - loss) if metrics.kind(name).direction == "higher" else value / (1 - loss)
-    samples = {name: [[slower(name, value) for value in session] for session in each.sessions] if name in gates else each.sessions
-               for name, each in new.metrics.items()}
-    controls_of = [{name: each[i] for name, each in new.controls.items()} for i in range(len(new.sessions))]
-    found = machine.judge(golden, *controls_of, samples=samples, judged=gates)
-    return overall([one["status"] for one in results.judge_speed(gates, golden, {name: samples[name] for name in gates}, found).values()])
+def slowed(golden: goldens.Golden, gates: dict[str, Gate], loss: float) -> goldens.Golden:
+    """The same sessions with a fraction of their speed lost in the metrics that are judged."""
+    factors = {name: 1 - loss if metrics.kind(name).direction == "higher" else 1 / (1 - loss) for name in gates}
+    return golden.model_copy(update={"metrics": golden.metrics | {
+        name: (each := golden.metrics[name]).model_copy(update={"sessions": [[value * factor for value in session] for session in each.sessions]})
+        for name, factor in factors.items()}})
 
 
-def verdicts_of(golden: goldens.Golden, gates: dict, loss: float) -> Iterator[str]:
-    """The verdict on each session under the golden of the other visits' sessions."""
+def verdicts_of(golden: goldens.Golden, gates: dict[str, Gate], loss: float) -> Iterator[str]:
+    """The verdict on each session under the golden of the other visits' sessions; none where there is one visit."""
+    def look(others: list[int], chosen: list[int]) -> str:
+        outcomes = diffs.speed(part(golden, others), slowed(part(golden, chosen), gates, loss), gates)
+        return overall([one["status"] for one in outcomes.values()])
     visits: dict[str, list[int]] = {}
     for number, session in enumerate(golden.sessions):
         visits.setdefault(session.visit, []).append(number)
     for own in visits.values():
         others = [i for i in range(len(golden.sessions)) if i not in own]
         for place, first in enumerate(own if others else ()):
-            said = status(part(golden, others), part(golden, [first]), gates, loss)
-            if said in results.IN_DOUBT and len(own) > 1:
-                said = status(part(golden, others), part(golden, [first, own[(place + 1) % len(own)]]), gates, loss)
+            said = look(others, [first])
+            if said in IN_DOUBT and len(own) > 1:
+                said = look(others, [first, own[(place + 1) % len(own)]])
             yield said
 
 
