@@ -91,12 +91,12 @@ def test_a_comes_first_as_often_as_b():
 
 def test_pairs_that_do_not_differ_are_as_good(tiny):
     found = paired.judge("kv_cache_peak_pct", [[50.0]] * 8, [[50.0]] * 8)
-    assert found["p"] == 1.0 and found["sentence"] == "B is no different from A in kv_cache_peak_pct (90 % interval +0.0 to +0.0 %): PASSED, a loss of 3% is ruled out"
+    assert found["p"] == 1.0 and found["sentence"] == "B is no different from A in kv_cache_peak_pct (90 % interval +0.0 to +0.0 %): PASSED, a loss of 3 % is ruled out"
 
 
 @pytest.mark.parametrize("b, status, words", [
-    (0.90, "REGRESSED", r"B is slower than A by (9|10)\.\d % in output_tok_s \(90 % interval \+\d+\.\d to \+\d+\.\d %\): FAIL, more than 2% and more than noise explains \(p = [\de.-]+\)"),
-    (1.00, "PASSED", r"B is (slower than A by 0\.\d %|faster than A by 0\.\d %|as fast as A) in output_tok_s \(90 % interval -\d\.\d to \+\d\.\d %\): PASSED, a loss of 3% is ruled out"),
+    (0.90, "REGRESSED", r"B is slower than A by (9|10)\.\d % in output_tok_s \(90 % interval \+\d+\.\d to \+\d+\.\d %\): FAIL, more than 2 % and more than noise explains \(p = [\de.-]+\)"),
+    (1.00, "PASSED", r"B is (slower than A by 0\.\d %|faster than A by 0\.\d %|as fast as A) in output_tok_s \(90 % interval -\d\.\d to \+\d\.\d %\): PASSED, a loss of 3 % is ruled out"),
     (1.10, "IMPROVED", r"B is faster than A by (9|10)\.\d % in output_tok_s .*: IMPROVED"),
 ])
 def test_what_is_judged_how(tiny, b, status, words):
@@ -114,7 +114,7 @@ def test_answers_that_are_worth_nothing_are_no_measurement(tiny):
     free = params.check({"run": "tiny", "num_prompts": 4, "max_tokens": 8})
     rows = pd.DataFrame({"prompt_id": range(4), "answer": ["", "", "", "yes"], "token_ids": [[], [], [], [5, 6]], "finish_reason": "stop"})
     rows.to_parquet(place / "runs" / "tiny" / "generations.parquet")
-    assert (found := visit.worthless(free, place / "runs" / "tiny")) == ["3 of 4 answers are empty (75%); the ceiling of 'empty' is 10%"]
+    assert (found := visit.worthless(free, place / "runs" / "tiny")) == ["3 of 4 answers are empty (75 %); the ceiling of 'empty' is 10 %"]
     assert visit.worthless(experiment.exam, place / "runs" / "tiny") == [], "under ignore_eos they mean nothing"
     files.write_json(place / paired.OUTCOME, {"problem": "", "worthless": found})
     again = paired.read("tiny")
@@ -129,7 +129,7 @@ def test_shorter_answers_are_no_speed(tiny):
     visited(experiment, "01-a", 1000)
     visited(experiment, "02-b", 1000, output_tokens=7, finish_reason="stop")
     assert paired.read("tiny").problems == [
-        "visit 02-b: its answers are 35% as long as those of visit 01-a (7.0 tokens, 20.0 there; expected 90% to 110%; p = 0), so the speeds do not compare; "
+        "visit 02-b: its answers are 35 % as long as those of visit 01-a (7.0 tokens, 20.0 there; expected 90 % to 110 %; p = 0), so the speeds do not compare; "
         'SET="ignore_eos=true" makes all answers as long as max_tokens']
 
 
@@ -215,7 +215,7 @@ def test_the_charts_draw_whole_and_broken_experiments():
     figure = experiment_plots.visits_in_order("output_tok_s", "tok/s", "higher", [("a", [1.0, 2.0]), ("b", [])])
     assert "n = 2 repetitions" in figure.axes[0].get_title()
     figure = experiment_plots.differences_by_pair("output_tok_s", [0.01, -0.02], -0.1, 0.1, 0.02, 0.9)
-    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["90% interval of the mean", "2% slower", "a pair"]
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["90 % interval of the mean", "2 % slower", "a pair"]
 
 
 # -- the page -----------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def test_an_open_loop_says_how_late_it_was():
     done = arrivals.run(arrivals.open_loop(send, requests(50), arrivals.poisson(50, 100.0, 3)))
     assert 0.2 < done.late_s.max() < 1.0
     assert done.behind().startswith("the load generator fell behind its schedule by up to 0.")
-    assert done.behind().endswith("s it ran; expected at most 1%")
+    assert done.behind().endswith("s it ran; expected at most 1 %")
     assert arrivals.Driven(0.0, 10.0, late_s=np.array([0.0, 0.09])).behind() == ""
 
 

@@ -162,7 +162,7 @@ def test_a_recording_that_warms_up_is_refused(exam):
 
 def test_a_trend_that_the_gate_would_not_notice_is_none(exam, folders):
     candidate(exam, [[v * (1 + 0.015 * i) for i, v in enumerate(values)] for values in SPEEDS])
-    assert "expected a trend of at most 4.0%" in bless()[0]
+    assert "expected a trend of at most 4.0 %" in bless()[0]
     (folders / "params" / "x.yaml").write_text(EXAM.replace("0.1,", "0.2,"))
     assert not isinstance(bless()[0], str)
 
@@ -171,7 +171,7 @@ def test_noise_above_the_tolerance_is_refused_with_the_delta_it_allows(exam, fol
     noisy = [[v * (1 + 0.06 * (-1) ** i) for i, v in enumerate(values)] for values in SPEEDS]
     candidate(exam, noisy)
     refused = bless()[0]
-    assert "the smallest loss that a new session of 3 repetitions would show is" in refused and "above the gate's delta of 10.0%" in refused
+    assert "the smallest loss that a new session of 3 repetitions would show is" in refused and "above the gate's delta of 10.0 %" in refused
     delta = refused.split("a delta of ")[1].split(" ")[0]
     assert 0.1 < float(delta) < 0.2
     (folders / "params" / "x.yaml").write_text(EXAM.replace("0.1,", f"{delta},"))
@@ -193,7 +193,7 @@ def test_noise_is_told_from_the_first_session_on(exam, folders):
 def test_more_sessions_are_advised_only_where_they_would_do(exam, noise, advised):
     candidate(exam, [[v * (1 + noise * (-1) ** i) for i, v in enumerate(values)] for values in SPEEDS])
     refused = bless()[0]
-    assert "above the gate's delta of 10.0%" in refused
+    assert "above the gate's delta of 10.0 %" in refused
     assert ("more sessions (ADD=1), " in refused) is advised and ("% with 12 such sessions in the golden)" in refused) is not advised
 
 

@@ -80,7 +80,7 @@ def test_samples_that_are_all_the_same_are_a_question_s_sign():
     assert scores.identical.tolist() == [True, True, False, False]
     tally = degeneration.tally(EXAM, scores)
     assert tally["identical"] == (1, 2, [1, 0]) and tally["empty"] == (0, 4, [0, 0])
-    assert degeneration.sentence("identical", tally["identical"]) == "all samples are the same for 1 of 2 questions (50%)"
+    assert degeneration.sentence("identical", tally["identical"]) == "all samples are the same for 1 of 2 questions (50 %)"
 
 
 @pytest.mark.parametrize("changes, gone", [
@@ -99,19 +99,19 @@ def tally(**counts):
 
 @pytest.mark.parametrize("counts, exam, problems", [
     ({"empty": (16, 160)}, EXAM, []),
-    ({"empty": (17, 160)}, EXAM, ["17 of 160 answers are empty (11%); the ceiling of 'empty' is 10%"]),
-    ({"cut_off": (159, 160)}, EXAM, ["159 of 160 answers are cut off before the model stops (99%); the ceiling of 'cut_off' is 90%"]),
+    ({"empty": (17, 160)}, EXAM, ["17 of 160 answers are empty (11 %); the ceiling of 'empty' is 10 %"]),
+    ({"cut_off": (159, 160)}, EXAM, ["159 of 160 answers are cut off before the model stops (99 %); the ceiling of 'cut_off' is 90 %"]),
     ({"cut_off": (16, 16)}, EXAM.model_copy(update={"ceilings": {"cut_off": 1.0}}), []),
-    ({"identical": (40, 40)}, EXAM, ["all samples are the same for 40 of 40 questions (100%); the ceiling of 'identical' is 90%"]),
-    ({"loop": (2, 3)}, EXAM, []), ({"loop": (2, 2)}, EXAM, ["2 of 2 answers end in a repetition loop (100%); the ceiling of 'loop' is 50%"]),
+    ({"identical": (40, 40)}, EXAM, ["all samples are the same for 40 of 40 questions (100 %); the ceiling of 'identical' is 90 %"]),
+    ({"loop": (2, 3)}, EXAM, []), ({"loop": (2, 2)}, EXAM, ["2 of 2 answers end in a repetition loop (100 %); the ceiling of 'loop' is 50 %"]),
 ])
 def test_a_rate_above_its_ceiling_has_a_sentence(counts, exam, problems):
     assert degeneration.problems(exam, tally(**counts)) == problems
 
 
 def test_a_rare_sign_is_not_called_absent():
-    assert degeneration.sentence("one_token", degeneration.Tally(1, 5276, [])) == "1 of 5,276 answers is one token over and over (under 1%)"
-    assert [degeneration.percent(share) for share in (0, 0.004, 0.005, 0.006, 1)] == ["0%", "under 1%", "under 1%", "1%", "100%"]
+    assert degeneration.sentence("one_token", degeneration.Tally(1, 5276, [])) == "1 of 5,276 answers is one token over and over (under 1 %)"
+    assert [degeneration.percent(share) for share in (0, 0.004, 0.005, 0.006, 1)] == ["0 %", "under 1 %", "under 1 %", "1 %", "100 %"]
 
 
 def test_a_ceiling_of_the_exam_is_checked():

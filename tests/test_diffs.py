@@ -69,7 +69,7 @@ def test_the_gates_of_the_run_are_what_is_judged(folders, capsys):
 
 
 @pytest.mark.parametrize(("platform", "host", "others", "status", "said"), [
-    ("Test CPU x2", 1.3, 1.0, "INCONCLUSIVE", "the machine itself changed"), ("Test CPU x2", 1.08, 1.0, "INCONCLUSIVE", "fixed work of the machine's, took 8.0% longer"),
+    ("Test CPU x2", 1.3, 1.0, "INCONCLUSIVE", "the machine itself changed"), ("Test CPU x2", 1.08, 1.0, "INCONCLUSIVE", "fixed work of the machine's, took 8.0 % longer"),
     ("Test CPU x2", 1.0, 20.0, "INCONCLUSIVE", "other processes took 20 % of the cores"), ("Test CPU x4", 1.3, 1.0, "REGRESSED", "the two platforms differ")])
 def test_the_controls_have_their_say(folders, capsys, platform, host, others, status, said):
     machine = record()["machine"] | {"platform": platform}

@@ -191,9 +191,9 @@ def test_a_regression_is_confirmed_by_a_fresh_engine(place, blessed, tmp_path):
 
 
 @pytest.mark.parametrize("faults, said", [
-    ({"temperature": 5.0}, r"24 of 24 answers are cut off before the model stops \(100%\); the ceiling of 'cut_off' is 90%"),
-    ({"max_tokens": 3}, r"\d+ answers were cut off before the limit that was asked for .*; \d+ of 24 answers are cut off before the model stops \(.*\); the ceiling of 'cut_off' is 90%"),
-    ({"temperature": 0.0}, r"all samples are the same for 12 of 12 questions \(100%\); the ceiling of 'identical' is 90%")])
+    ({"temperature": 5.0}, r"24 of 24 answers are cut off before the model stops \(100 %\); the ceiling of 'cut_off' is 90 %"),
+    ({"max_tokens": 3}, r"\d+ answers were cut off before the limit that was asked for .*; \d+ of 24 answers are cut off before the model stops \(.*\); the ceiling of 'cut_off' is 90 %"),
+    ({"temperature": 0.0}, r"all samples are the same for 12 of 12 questions \(100 %\); the ceiling of 'identical' is 90 %")])
 def test_an_engine_that_does_other_than_it_is_asked(place, blessed, tmp_path, faults, said):
     """The faults are inside vLLM, so that parameters and key are the golden's."""
     done = call_faulty(place, tmp_path, faults, "run", "tiny", "--set", QUICK)
@@ -218,7 +218,7 @@ def test_few_tokens_openly_set_are_caught_without_a_golden(place, blessed):
     done = call(place, "run", "tiny", "--set", f"max_tokens=3 {QUICK}")
     found = result(place)
     assert (done.returncode, found["status"], found["golden"]) == (2, "INVALID", None), done.stderr
-    assert "the ceiling of 'cut_off' is 90%" in found["sentence"]
+    assert "the ceiling of 'cut_off' is 90 %" in found["sentence"]
 
 
 def test_other_weights_are_caught(place, blessed, tmp_path):

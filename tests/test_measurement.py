@@ -72,9 +72,9 @@ def rates(monkeypatch, *tok_s, exam=EXAM, deadline=math.inf):
 
 
 @pytest.mark.parametrize("tok_s, stable, sentence", [
-    ((812, 846, 851, 1), True, "warm-up: 3 passes at 812, 846, 851 tok/s; the last two agree within 2%"),
-    ((851, 846, 1), True, "warm-up: 2 passes at 851, 846 tok/s; the last two agree within 2%"),
-    ((100, 200, 300, 400, 416, 1), False, "warm-up: not yet stable after 5 passes: the last two differ by 4.0%"),
+    ((812, 846, 851, 1), True, "warm-up: 3 passes at 812, 846, 851 tok/s; the last two agree within 2 %"),
+    ((851, 846, 1), True, "warm-up: 2 passes at 851, 846 tok/s; the last two agree within 2 %"),
+    ((100, 200, 300, 400, 416, 1), False, "warm-up: not yet stable after 5 passes: the last two differ by 4.0 %"),
 ])
 def test_auto_warms_up_until_two_passes_agree(monkeypatch, tok_s, stable, sentence):
     found = rates(monkeypatch, *tok_s, exam=EXAM.model_copy(update={"warmup": "auto"}))
@@ -137,7 +137,7 @@ def test_what_the_client_made_late_is_no_latency_of_the_engine():
     waits = [replace(answered(request), arrival=0.0, first_token=0.1)] * 100
     assert load.late(np.full(100, 0.019), waits) == "" and load.late(np.zeros(0), []) == ""
     assert load.late(np.full(100, 0.03), waits) == ("the load generator sent its requests late: 30 ms of the 100 ms to the first token are its own (p50); "
-                                                    "expected at most 10%")
+                                                    "expected at most 10 %")
     few = np.where(np.arange(1000) % 20, 0.0, 0.05)
     assert "50 ms of the 100 ms to the first token are its own (p99)" in load.late(few, waits * 10)
     assert load.late(few[:100], waits) == "", "of a hundred requests the 99th percentile is one's own"

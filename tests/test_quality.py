@@ -23,7 +23,7 @@ def now(questions, samples):
 def test_a_rate_that_rose_is_a_regression():
     found = quality.judge_rates({"loop": now([1] * 12 + [0] * 28, 4)}, keeping("loop", [0] * 40, 12))
     assert (found["status"], found["rates"]["loop"]["p"]) == ("REGRESSED", pytest.approx(2**-12))
-    assert found["sentence"] == "12 of 160 answers end in a repetition loop (8%), 0% of the golden's (p = 0.00024)"
+    assert found["sentence"] == "12 of 160 answers end in a repetition loop (8 %), 0 % of the golden's (p = 0.00024)"
     assert found["rates"]["loop"]["golden"] == [0, 480] and found["rates"]["loop"]["ceiling"] == 0.5
 
 
@@ -75,7 +75,7 @@ def test_lengths_are_held_within_a_tenth(factor, status):
     found = quality.judge_lengths(new, golden(lengths=before.tolist()))
     assert found["status"] == status and found["ratio"] == pytest.approx(factor, abs=0.05)
     if status == "REGRESSED":
-        assert f"answers are {found['ratio']:.0%} as long as the golden's" in found["sentence"] and "expected 90% to 110%" in found["sentence"]
+        assert f"answers are {found['ratio'] * 100:.0f} % as long as the golden's" in found["sentence"] and "expected 90 % to 110 %" in found["sentence"]
 
 
 def test_lengths_of_few_questions_vary_and_are_no_regression():
@@ -152,8 +152,8 @@ def test_the_table_beside_the_golden():
     lengths = quality.judge_lengths(np.full((4, 2), 3), golden(lengths=[[4, 4]] * 4))
     right = {"value": 0.5, "low": 0.4, "high": 0.6, "golden": 0.45, "golden_low": 0.35, "golden_high": 0.55, "p": 0.9, "status": "PASSED"}
     found = quality.table(right, rates, lengths)
-    assert found.now.tolist() == ["50.0% (40.0% to 60.0%)", "12.5% (1 of 8)", "3.0"] and found.golden.tolist() == ["45.0% (35.0% to 55.0%)", "0.0% (0 of 24)", "4.0"]
-    assert found.ceiling.tolist() == ["", "50%", ""] and len(quality.table(None, None, None)) == 0
+    assert found.now.tolist() == ["50.0 % (40.0 % to 60.0 %)", "12.5 % (1 of 8)", "3.0"] and found.golden.tolist() == ["45.0 % (35.0 % to 55.0 %)", "0.0 % (0 of 24)", "4.0"]
+    assert found.ceiling.tolist() == ["", "50 %", ""] and len(quality.table(None, None, None)) == 0
 
 
 # -- what a golden keeps --------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def test_a_stored_result_on_one_gpu(folders):
     store("x@gpu1")
     assert found() == {"accelerators": 2, "against": "x@gpu1", "when": "2026-05-01T10:00:00+00:00", "unlike": "", "points": {
         "output_tok_s@8": {"speedup": 1.0, "efficiency": 0.5}, "output_tok_s@64": {"speedup": 1.9, "efficiency": 0.95}}, "each": {}}
-    assert scaling.sentence(found()) == "2 GPUs give 1.90 × one (95% efficiency), against x@gpu1 of 2026-05-01"
+    assert scaling.sentence(found()) == "2 GPUs give 1.90 × one (95 % efficiency), against x@gpu1 of 2026-05-01"
     assert scaling.sentence(None) == ""
 
 
@@ -53,7 +53,7 @@ def test_curves_over_the_gpus():
                       "x, tensor parallel, 512 on each, against x@gpu1": [(1, 1.0), (4, 1.5)], "x, data parallel, against x@gpu1": [(1, 1.0), (2, 1.9)]}
     figure = plots.scaling(curves)
     assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[1, 2, 4], [1, 1.9, 3.2], [1, 1.5], [1, 1.9]]
-    assert [text.get_text() for text in figure.axes[0].texts] == ["1.90 × (95%)", "3.20 × (80%)", "1.50 × (38%)", "1.90 × (95%)"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1.90 × (95 %)", "3.20 × (80 %)", "1.50 × (38 %)", "1.90 × (95 %)"]
     assert figure.axes[0].get_title() == "Scaling (n = 4 runs; higher is better)" and scaling.curves([]) == {}
 
 
@@ -77,7 +77,7 @@ def test_the_same_load_on_each(folders):
     assert scaled["points"] == {"output_tok_s@8": {"speedup": 1.1, "efficiency": 0.55}}
     assert scaled["each"] == {"output_tok_s@16": {"of": "output_tok_s@8", "speedup": 1.8, "efficiency": 0.9},
                               "output_tok_s@128": {"of": "output_tok_s@64", "speedup": 1.8, "efficiency": 0.9}}
-    assert scaling.sentence(scaled) == "2 GPUs give 1.80 × one with 64 on each (90% efficiency), against x@gpu1 of 2026-05-01"
+    assert scaling.sentence(scaled) == "2 GPUs give 1.80 × one with 64 on each (90 % efficiency), against x@gpu1 of 2026-05-01"
     assert [row["metric"] for row in scaling.table(scaled)] == ["output_tok_s@8", "output_tok_s@16", "output_tok_s@128"]
     assert scaling.table(scaled)[0] == {"metric": "output_tok_s@8", "speedup": 1.1, "efficiency": 0.55, "speedup, same on each": None, "efficiency, same on each": None}
     longer = exam(**random | {"output_len": 9}, num_prompts=128, concurrency=[8, 16, 128])
@@ -156,7 +156,7 @@ def test_else_the_golden_of_one_gpu(folders):
     golden()
     goldens.path_of("G x1", "x@gpu0").write_text("{")
     golden("y@gpu1")
-    assert scaling.sentence(found()) == "2 GPUs give 1.90 × one (95% efficiency), against the golden of x@gpu1 of 2026-03-01"
+    assert scaling.sentence(found()) == "2 GPUs give 1.90 × one (95 % efficiency), against the golden of x@gpu1 of 2026-03-01"
     store("x@gpu1")
     assert found()["against"] == "x@gpu1", "a result of this machine comes first"
 
@@ -185,7 +185,7 @@ def test_the_first_screen_says_it(folders):
     answers = {q["question"]: q["answer"] for q in results.five_questions(asked, Completeness(2, 2, 0.0, 0.0, []), record(asked, 2) | {"telemetry_problem": "it ended"}, requests, {}, "no golden", None, None, found())}
     assert answers["Do they pull together?"] == ("2 replicas answered, with 10, 12 output tokens: the busiest has 1.09 × the mean; at 64 they stand idle 25 % of the time on average, until the slowest is done; "
                                                  "the answer that ended last was coming for 90 % of the time, which more replicas shorten only as far as each token comes faster; "
-                                                 "2 GPUs give 1.90 × one (95% efficiency), against x@gpu1 of 2026-05-01")
+                                                 "2 GPUs give 1.90 × one (95 % efficiency), against x@gpu1 of 2026-05-01")
     assert answers["Are the accelerators full?"] == "the load was too short to sample; it ended"
     many = record(asked, 8) | {"busy": {"cpu_busy_pct": 9.0} | {f"gpu{i}_busy_pct": 30.0 + i for i in range(8)}}
     spread = pd.DataFrame({"session": 1, "repetition": 1, "point": 0, "replica": range(8), "output_tokens": range(100, 108), "arrival_s": 0.0, "first_token_s": 3.0, "last_token_s": 9.0})
@@ -202,8 +202,8 @@ def test_the_first_screen_says_it(folders):
     answers = {q["question"]: q["answer"] for q in results.five_questions(behind, Completeness(2, 2, 0.0, 0.0, []), record(asked, 4), requests.assign(replica=0), {}, "no golden", None, None)}
     assert answers["Do they pull together?"] == "4 data-parallel engines behind one server: how they share the work is not seen from here"
     few = asked.model_copy(update={"engine": "async", "engine_args": {"data_parallel_size": 8}, "load": "poisson", "ignore_eos": False, "max_tokens": 0})
-    for rows, said in ((requests.assign(replica=0), "1 of 8 replicas answered; the others had no request, and the busiest had 100% of the output tokens"),
-                       (requests, "2 of 8 replicas answered; the others had no request, and the busiest had 55% of the output tokens")):
+    for rows, said in ((requests.assign(replica=0), "1 of 8 replicas answered; the others had no request, and the busiest had 100 % of the output tokens"),
+                       (requests, "2 of 8 replicas answered; the others had no request, and the busiest had 55 % of the output tokens")):
         answers = {q["question"]: q["answer"] for q in results.five_questions(few, Completeness(2, 2, 0.0, 0.5, []), record(asked, 8), rows, {}, "no golden", None, None)}
         assert answers["Do they pull together?"] == said
-    assert "50% cut off at their own lengths" in answers["Did every answer arrive?"]
+    assert "50 % cut off at their own lengths" in answers["Did every answer arrive?"]

@@ -270,11 +270,11 @@ def test_a_power_cap_is_normal():
 
 
 @pytest.mark.parametrize("columns, sentence", [
-    ({"gpu1_throttle": lambda t: np.where(t == 102, 4 | 32, 4)}, "GPU 1 was slowed down while measuring: thermal slowdown (software) in 10% of the samples"),
+    ({"gpu1_throttle": lambda t: np.where(t == 102, 4 | 32, 4)}, "GPU 1 was slowed down while measuring: thermal slowdown (software) in 10 % of the samples"),
     ({"gpu1_throttle": lambda t: np.where(t > 104, 8 | 64, np.nan)},
-     "GPU 1 was slowed down while measuring: hardware slowdown in 100%, thermal slowdown (hardware) in 100% of the samples"),
-    ({"gpu0_throttle": lambda t: np.full(len(t), 128.0)}, "GPU 0 was slowed down while measuring: power brake (hardware) in 100% of the samples"),
-    ({"gpu0_foreign": lambda t: np.where(t == 105, "17 4", "")}, "another process used GPU 0 while measuring: 4, 17 in 10% of the samples"),
+     "GPU 1 was slowed down while measuring: hardware slowdown in 100 %, thermal slowdown (hardware) in 100 % of the samples"),
+    ({"gpu0_throttle": lambda t: np.full(len(t), 128.0)}, "GPU 0 was slowed down while measuring: power brake (hardware) in 100 % of the samples"),
+    ({"gpu0_foreign": lambda t: np.where(t == 105, "17 4", "")}, "another process used GPU 0 while measuring: 4, 17 in 10 % of the samples"),
     ({"gpu0_throttle": lambda t: np.where(t == 103.5, 64, 0)}, None), ({"gpu0_foreign": lambda t: np.where(t == 100.5, "17", "")}, None)],
     ids=["software", "hardware", "brake", "process", "slowdown between passes", "process between passes"])
 def test_what_disturbs_a_gpu_while_measuring_is_said(columns, sentence):

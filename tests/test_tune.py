@@ -290,8 +290,8 @@ def test_a_setting_that_met_another_machine_is_not_called_faster(tiny):
     for name in tuning.order(list(found.settings), 1):
         visited(found, name, SPEEDS[tuning.setting_of(name)], control=0.05 if "seqs-8" in name else 0.1)
     found = tuning.read("tiny")
-    assert found.against("seqs-8").status == "IMPROVED" and found.moved("seqs-8") == "host 100% faster" and found.best == "async"
-    assert found.outcome("seqs-8").endswith(" while the machine had changed (host 100% faster)")
+    assert found.against("seqs-8").status == "IMPROVED" and found.moved("seqs-8") == "host 100 % faster" and found.best == "async"
+    assert found.outcome("seqs-8").endswith(" while the machine had changed (host 100 % faster)")
     table = tuning.reading_table(found, tuning.point_table(found))
     assert list(table[table.setting == "seqs-8"].valid) == ["yes, machine changed"]
 

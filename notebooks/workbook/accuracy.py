@@ -34,8 +34,8 @@ class Accuracy:
     def sentence(self) -> str:
         """All of it in words."""
         worth = f", worth {self.worth:,.0f} independent ones" if self.worth < 0.95 * self.answers else ""
-        chances = f"; pass@{len(self.pass_at)} {self.pass_at[-1]:.1%}" if len(self.pass_at) > 1 else ""
-        return f"{self.value:.1%} right (95 % interval {self.low:.1%} to {self.high:.1%}, {self.answers:,} answers to {self.questions:,} questions{worth}){chances}"
+        chances = f"; pass@{len(self.pass_at)} {self.pass_at[-1] * 100:.1f} %" if len(self.pass_at) > 1 else ""
+        return f"{self.value * 100:.1f} % right (95 % interval {self.low * 100:.1f} % to {self.high * 100:.1f} %, {self.answers:,} answers to {self.questions:,} questions{worth}){chances}"
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ def compare(golden: np.ndarray, new: np.ndarray, *, sampled: bool = False) -> Dr
     low, high, visible = max(drop - reach, float(before.mean()) - 1), min(drop + reach, float(before.mean())), None if noise is None else max(SMALLEST_DROP, reach)
     change = f"{0.0 - drop * 100:+.1f} points on the same {len(before):,} questions"
     if before.mean() < SMALLEST_DROP or lowest >= alpha or visible is None:
-        return Drop("PASSED", drop, p, low, high, None, f"{change} (p {_said(p)}); not gated: with {before.mean():.0%} right in the golden, so few questions cannot show a fall")
-    sentence = (f"{change} ({1 - 2 * alpha:.0%} interval {0.0 - high * 100:+.1f} to {0.0 - low * 100:+.1f}, p {_said(p)}; "
+        return Drop("PASSED", drop, p, low, high, None, f"{change} (p {_said(p)}); not gated: with {before.mean() * 100:.0f} % right in the golden, so few questions cannot show a fall")
+    sentence = (f"{change} ({(1 - 2 * alpha) * 100:.0f} % interval {0.0 - high * 100:+.1f} to {0.0 - low * 100:+.1f}, p {_said(p)}; "
                 f"a fall of {visible * 100:.1f} would have been called one)")
     return Drop("REGRESSED" if p < alpha and drop >= SMALLEST_DROP else "PASSED", drop, p, low, high, visible, sentence)
 

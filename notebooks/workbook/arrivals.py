@@ -71,8 +71,8 @@ class Driven:
         took, worst = self.finished - self.started, float(self.late_s.max(initial=0.0))
         if worst <= limit * took:
             return ""
-        return (f"the load generator fell behind its schedule by up to {worst:.3f} s, {worst / took:.1%} of the {took:.3f} s it ran; "
-                f"expected at most {limit:.0%}")
+        return (f"the load generator fell behind its schedule by up to {worst:.3f} s, {worst / took * 100:.1f} % of the {took:.3f} s it ran; "
+                f"expected at most {limit * 100:.0f} %")
 
 
 async def open_loop(send: Send, requests: Iterable[Any], schedule: np.ndarray, *, timeout_s: float | None = None,

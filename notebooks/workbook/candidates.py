@@ -143,7 +143,7 @@ def _trend(name: str, sessions: list[list[float]], exam: Exam) -> str:
     (change, p), limit = trend(sessions), TREND_SHARE * exam.gates.get(name, Gate()).delta
     if p >= TREND_P or abs(change) <= limit:
         return ""
-    return (f"{name} moves by {change * 100:+.1f} % in the course of a session (p = {p:.2g}); expected a trend of at most {limit:.1%}: "
+    return (f"{name} moves by {change * 100:+.1f} % in the course of a session (p = {p:.2g}); expected a trend of at most {limit * 100:.1f} %: "
             f"a longer warm-up, or a machine that keeps its speed")
 
 
@@ -158,7 +158,7 @@ def _noise(name: str, sessions: list[list[float]], exam: Exam) -> str:
         return ""
     more = "more sessions (ADD=1), " if with_many <= gate.delta else ""
     return (f"{name}: the smallest loss that a new session of {count} repetition{'' if count == 1 else 's'} would show is {seen * 100:.1f} %"
-            f"{'' if more else f' ({with_many * 100:.1f} % with {MANY} such sessions in the golden)'}, above the gate's delta of {gate.delta:.1%}; "
+            f"{'' if more else f' ({with_many * 100:.1f} % with {MANY} such sessions in the golden)'}, above the gate's delta of {gate.delta * 100:.1f} %; "
             f"expected {more}a quieter machine, or a delta of {math.ceil(seen * HEADROOM * 100) / 100:g} in {_file(exam)}")
 
 

@@ -82,7 +82,7 @@ def tally(exam: Exam, scores: pd.DataFrame) -> dict[str, Tally]:
 def problems(exam: Exam, found: Mapping[str, Tally]) -> list[str]:
     """Sentences on the rates that are above their ceilings; the exam's own ceilings win."""
     limit = ceilings(exam)
-    return [f"{sentence(name, t)}; the ceiling of '{name}' is {limit[name]:.0%}" for name, t in found.items()
+    return [f"{sentence(name, t)}; the ceiling of '{name}' is {limit[name] * 100:.0f} %" for name, t in found.items()
             if t.count > limit[name] * t.of and t.count >= min(FEW, t.of)]
 
 
@@ -101,7 +101,7 @@ def sentence(name: str, found: Tally) -> str:
 
 def percent(share: float) -> str:
     """A share in whole per cent; what is there and rounds to none is not called none."""
-    return "under 1%" if share > 0 and f"{share:.0%}" == "0%" else f"{share:.0%}"
+    return "under 1 %" if share > 0 and f"{share * 100:.0f}" == "0" else f"{share * 100:.0f} %"
 
 
 def _signs(answer: str, ids: np.ndarray, reason: str, ends: set[int], leaked: re.Pattern | None) -> tuple[bool, ...]:

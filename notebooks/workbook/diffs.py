@@ -55,7 +55,7 @@ def compare(a: goldens.Golden, b: goldens.Golden, exam: Exam | None = None) -> t
     parts = [(judged["status"], judged["sentence"]) for judged in speed(a, b, gates).values()]
     if a.correct is not None and b.correct is not None and goldens.same_scorer(a, b.scorer):
         drop = accuracy.compare(np.array(a.correct, dtype=bool), np.array(b.correct, dtype=bool), sampled=not exam or exam.temperature > 0)
-        parts.append((drop.status, f"accuracy {np.mean(b.correct):.1%}, {drop.sentence}"))
+        parts.append((drop.status, f"accuracy {np.mean(b.correct) * 100:.1f} %, {drop.sentence}"))
     lengths = b.lengths and quality.judge_lengths(np.array(b.lengths), a)
     parts += [(found["status"], found["sentence"]) for found in (quality.judge_rates(quality.tallies(b), a), lengths) if found and found["status"] != "NO_GOLDEN"]
     if a.sequences and drift.same(a.sequences, b.sequences):

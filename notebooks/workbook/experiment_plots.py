@@ -46,9 +46,9 @@ def differences_by_pair(name: str, losses: list[float], low: float, high: float,
         low, high: interval of the mean, as fractions, with `confidence`.
     """
     figure, axes = plots.blank(7.2, 2.8)
-    axes.axhspan(100 * low, 100 * high, color="C1", alpha=0.15, label=f"{confidence:.0%} interval of the mean")
+    axes.axhspan(100 * low, 100 * high, color="C1", alpha=0.15, label=f"{confidence * 100:.0f} % interval of the mean")
     axes.axhline(0, color="0.4", lw=1)
-    axes.axhline(100 * margin, color="C3", lw=1, ls="--", label=f"{margin:.0%} slower")
+    axes.axhline(100 * margin, color="C3", lw=1, ls="--", label=f"{margin * 100:.0f} % slower")
     axes.scatter(range(1, len(losses) + 1), 100 * np.asarray(losses), color="C1", marker="D", s=30, zorder=3, label="a pair")
     axes.set_xticks(range(1, len(losses) + 1))
     axes.set_xlabel("pair")
@@ -105,7 +105,7 @@ def ratios(name: str, rows: list[tuple[str, float, float, float]], margin: float
         margin: the difference up to which none is called one, as a fraction.
     """
     figure, axes = plots.blank(7.2, 1.1 + 0.3 * len(rows))
-    axes.axvspan(1 - margin, 1 + margin, color="0.9", zorder=0, label=f"no difference: within {margin:.0%}")
+    axes.axvspan(1 - margin, 1 + margin, color="0.9", zorder=0, label=f"no difference: within {margin * 100:.0f} %")
     axes.axvline(1, color="black", lw=1)
     for y, (_, ratio, low, high) in enumerate(sorted(rows, key=lambda row: row[1])):
         colour, marker = ("C0", "^") if low > 1 + margin else ("C1", "v") if high < 1 - margin else ("0.5", "o")

@@ -121,7 +121,7 @@ def late(late_s: np.ndarray, answers: list[Answer]) -> str:
         own, whole = np.percentile(late_s, percent), np.percentile(waits, percent)
         if own > max(LATE * whole, LATE_S):
             return (f"the load generator sent its requests late: {own * 1e3:.0f} ms of the {whole * 1e3:.0f} ms to the first token are its own (p{percent}); "
-                    f"expected at most {LATE:.0%}")
+                    f"expected at most {LATE * 100:.0f} %")
     return ""
 
 

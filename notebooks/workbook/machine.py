@@ -107,7 +107,7 @@ def _said(control: str, moved: Move, counts: float, digits: int = 0) -> str:
     if round(by, digits) == 0:
         return f"{name} the same"
     notes = [f"up to {moved.visible * 100:.{digits}f} % may be chance"] if moved.visible > controls.TOLERANCE else []
-    notes += [f"{ratio(counts) * 100:.{digits}f} % count: the GPUs were busy"] if counts != moved.by else []
+    notes += [f"at most {ratio(counts) * 100:.{digits}f} % of a pass: the GPUs were busy"] if counts != moved.by else []
     return f"{name} {by:.{digits}f} % {'slower' if moved.by > 0 else 'faster'}" + (f" ({', and '.join(notes)})" if notes else "")
 
 
@@ -176,9 +176,11 @@ def _share(outcome: dict[str, Any], found: dict[str, Any]) -> str:
     left, visible = outcome["effect"] - np.log1p(share), outcome["smallest_visible"]
     if share <= 0 or left > visible:
         return ""
-    part = f", of which {share:.1%} count" if share < found["moves"][slowest] else ""
-    return (f"{slowest.removesuffix('_s')}, fixed work of the machine's, took {found['moves'][slowest]:.1%} longer than in the mean of the golden's sessions{part}: with that "
-            f"taken off {max(-np.expm1(-left), 0):.1%} is left, and only more than {-np.expm1(-visible):.1%} is called a loss")
+    part = ""
+    if share < found["moves"][slowest]:
+        part = f" (at most {share * 100:.1f} % of a pass: the GPUs were busy)" if share < found["certain"][slowest] else f" (for certain {share * 100:.1f} %)"
+    return (f"{slowest.removesuffix('_s')}, fixed work of the machine's, took {found['moves'][slowest] * 100:.1f} % longer than in the mean of the golden's sessions{part}: with that "
+            f"taken off {max(-np.expm1(-left), 0) * 100:.1f} % is left, and only more than {-np.expm1(-visible) * 100:.1f} % is called a loss")
 
 
 def _idle_share(samples: Samples) -> float:

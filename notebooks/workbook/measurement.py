@@ -40,9 +40,9 @@ class WarmUp:
         """What was done, for the report."""
         passes = f"{len(self.tok_s)} pass{'' if len(self.tok_s) == 1 else 'es'}"
         if self.stable is False:
-            return f"warm-up: not yet stable after {passes}" + (f": the last two differ by {_apart(self.tok_s):.1%}" if len(self.tok_s) > 1 else "")
+            return f"warm-up: not yet stable after {passes}" + (f": the last two differ by {_apart(self.tok_s) * 100:.1f} %" if len(self.tok_s) > 1 else "")
         rates = f" at {', '.join(f'{rate:,.0f}' for rate in self.tok_s)} tok/s" if self.tok_s else ""
-        return f"warm-up: {passes}{rates}" + (f"; the last two agree within {AGREE:.0%}" if self.stable else "")
+        return f"warm-up: {passes}{rates}" + (f"; the last two agree within {AGREE * 100:.0f} %" if self.stable else "")
 
     def record(self) -> dict[str, Any]:
         """For `run.json`."""

@@ -156,8 +156,8 @@ def read_visit(folder: Path, run: str, first: Visit | None) -> Visit:
 def _other_lengths(first: Visit, lengths: np.ndarray) -> list[str]:
     """A sentence where the answers are not as long as the first visit's: shorter ones end earlier, and that is no speed."""
     ratio, p, off = quality.compare_lengths(first.lengths, lengths, LENGTH_ALPHA)
-    return [f"its answers are {ratio:.0%} as long as those of visit {first.name} ({lengths.mean():.1f} tokens, {first.lengths.mean():.1f} there; expected {quality.SHORTEST:.0%} to "
-            f"{quality.LONGEST:.0%}; p = {p:.2g}), so the speeds do not compare; SET=\"ignore_eos=true\" makes all answers as long as max_tokens"] if off else []
+    return [f"its answers are {ratio * 100:.0f} % as long as those of visit {first.name} ({lengths.mean():.1f} tokens, {first.lengths.mean():.1f} there; expected {quality.SHORTEST * 100:.0f} % to "
+            f"{quality.LONGEST * 100:.0f} %; p = {p:.2g}), so the speeds do not compare; SET=\"ignore_eos=true\" makes all answers as long as max_tokens"] if off else []
 
 
 def judge(name: str, a: list[list[float]], b: list[list[float]]) -> dict[str, Any]:
@@ -192,10 +192,10 @@ def loss(effect: float) -> float:
 
 def _conclusion(verdict: Verdict, p: float) -> str:
     if verdict.status == "REGRESSED":
-        return f"FAIL, more than {MARGIN:.0%} and more than noise explains (p = {p:.2g})"
+        return f"FAIL, more than {MARGIN * 100:.0f} % and more than noise explains (p = {p:.2g})"
     if verdict.status == "INCONCLUSIVE":
-        return f"INCONCLUSIVE, a loss of {DELTA:.0%} is neither shown nor ruled out; more pairs see more"
-    return "IMPROVED" if verdict.status == "IMPROVED" else f"PASSED, a loss of {DELTA:.0%} is ruled out"
+        return f"INCONCLUSIVE, a loss of {DELTA * 100:.0f} % is neither shown nor ruled out; more pairs see more"
+    return "IMPROVED" if verdict.status == "IMPROVED" else f"PASSED, a loss of {DELTA * 100:.0f} % is ruled out"
 
 
 def verdict_of(experiment: Experiment, judged: dict[str, dict]) -> tuple[str, str]:

@@ -65,7 +65,7 @@ def samples_against_golden(name: str, unit: str, direction: str, sessions: list[
         axes.axhline(mean, color="C0", lw=1, ls="--", label="golden mean")
         if delta is not None:
             limit = mean * (1 - delta) if direction == "higher" else mean / (1 - delta)  # of the speed
-            axes.axhspan(min(mean, limit), max(mean, limit), color="C0", alpha=0.12, label=f"tolerated loss, {delta:.0%}")
+            axes.axhspan(min(mean, limit), max(mean, limit), color="C0", alpha=0.12, label=f"tolerated loss, {delta * 100:.0f} %")
     axes.legend(loc="best", frameon=False, fontsize=8)
     axes.set_xticks(range(len(groups)), [g[0] for g in groups])
     axes.set_ylabel(unit)
@@ -171,7 +171,7 @@ def scaling(curves: dict[str, list[tuple[int, float]]]) -> Figure:
     for (what, line), marker in zip(curves.items(), cycle("oDsv^"), strict=False):
         (drawn,) = axes.plot(*zip(*line, strict=True), marker=marker, ms=6, label=what)
         for gpus, times in line[1:]:
-            axes.annotate(f"{times:.2f} × ({times / gpus:.0%})", (gpus, times), xytext=(7, -10), textcoords="offset points", fontsize=8, color=drawn.get_color())
+            axes.annotate(f"{times:.2f} × ({times / gpus * 100:.0f} %)", (gpus, times), xytext=(7, -10), textcoords="offset points", fontsize=8, color=drawn.get_color())
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.margins(x=0.12)  # room for the last label

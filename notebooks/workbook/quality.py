@@ -65,8 +65,8 @@ def judge_lengths(lengths: np.ndarray, golden: Golden | None) -> dict[str, Any] 
         return None
     ratio, p, off = compare_lengths(np.array(golden.lengths), lengths)
     before, now = float(np.mean(golden.lengths)), float(lengths.mean())
-    sentence = f"answers are {ratio:.0%} as long as the golden's ({now:.1f} tokens, {before:.1f} then"
-    sentence += f"; expected {SHORTEST:.0%} to {LONGEST:.0%}; p = {p:.2g})" if off else ")"
+    sentence = f"answers are {ratio * 100:.0f} % as long as the golden's ({now:.1f} tokens, {before:.1f} then"
+    sentence += f"; expected {SHORTEST * 100:.0f} % to {LONGEST * 100:.0f} %; p = {p:.2g})" if off else ")"
     return {"status": "REGRESSED" if off else "PASSED", "sentence": sentence, "ratio": ratio, "mean": now, "golden": before, "p": p}
 
 
@@ -123,11 +123,11 @@ def table(right: dict | None, rates: dict | None, lengths: dict | None) -> pd.Da
     """Accuracy, rates and length beside the golden's, a row each."""
     found = []
     if right:
-        then = f"{right['golden']:.1%} ({right['golden_low']:.1%} to {right['golden_high']:.1%})" if "golden" in right else "–"
-        found.append(("accuracy (95 % interval)", f"{right['value']:.1%} ({right['low']:.1%} to {right['high']:.1%})", then, right.get("p"), "", right["status"]))
+        then = f"{right['golden'] * 100:.1f} % ({right['golden_low'] * 100:.1f} % to {right['golden_high'] * 100:.1f} %)" if "golden" in right else "–"
+        found.append(("accuracy (95 % interval)", f"{right['value'] * 100:.1f} % ({right['low'] * 100:.1f} % to {right['high'] * 100:.1f} %)", then, right.get("p"), "", right["status"]))
     for name, row in (rates or {"rates": {}})["rates"].items():
         then = "–" if row["golden"] is None else _share(*row["golden"])
-        found.append((name, _share(row["count"], row["of"]), then, row["p"], f"{row['ceiling']:.0%}", row["status"]))
+        found.append((name, _share(row["count"], row["of"]), then, row["p"], f"{row['ceiling'] * 100:.0f} %", row["status"]))
     if lengths:
         found.append(("output tokens, mean", f"{lengths['mean']:.1f}", f"{lengths['golden']:.1f}", lengths["p"], "", lengths["status"]))
     return pd.DataFrame(found, columns=["answers", "now", "golden", "p", "ceiling", "verdict"])
@@ -138,7 +138,7 @@ def _said(stated) -> str:
 
 
 def _share(count: int, of: int) -> str:
-    return f"{count / of:.1%} ({count:,} of {of:,})"
+    return f"{count / of * 100:.1f} % ({count:,} of {of:,})"
 
 
 def _samples(found: Tally) -> int:

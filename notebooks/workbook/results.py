@@ -53,7 +53,7 @@ def judge_metric(name: str, gate: Gate, golden: goldens.Golden, sessions: list[l
     sentence = (f"{name} {shifts[0]:+.1f} % against the golden ({verdict.confidence * 100:.0f} % interval {min(shifts[1:]):+.1f} to {max(shifts[1:]):+.1f} %; "
                 f"a measured loss of more than {abs(verdicts.change(verdict.smallest_visible, known.direction)) * 100:.1f} % would have been called one)")
     if verdict.status == "INCONCLUSIVE":
-        sentence += f"; a loss of {gate.delta:.0%} is neither shown nor ruled out"
+        sentence += f"; a loss of {gate.delta * 100:.0f} % is neither shown nor ruled out"
     return asdict(verdict) | {"sentence": sentence, "delta": gate.delta, "margin": gate.margin}
 
 
@@ -170,7 +170,7 @@ def judge_accuracy(scores: pd.DataFrame, golden: goldens.Golden | None, scorer: 
         before = np.array(golden.correct, dtype=bool)
         drop, known = accuracy.compare(before, correct, sampled=sampled), accuracy.estimate(before)
         found |= {"status": drop.status, "change": -drop.drop, "change_low": -drop.high, "change_high": -drop.low, "smallest_visible": drop.smallest_visible, "p": drop.p, "golden": known.value, "golden_low": known.low, "golden_high": known.high,
-                  "sentence": f"accuracy {found['value']:.1%}, {drop.sentence}"}
+                  "sentence": f"accuracy {found['value'] * 100:.1f} %, {drop.sentence}"}
     return found
 
 
@@ -237,7 +237,7 @@ def _balance(exam: Exam, requests: pd.DataFrame, gpus: int) -> str:
         return f"{behind} data-parallel engines behind {'one server' if exam.replicas == 1 else f'each of {exam.replicas} servers'}: how they share the work is not seen from here"
     count = expected_replicas(exam)
     if len(tokens) < count:  # of those that are as idle vLLM's balancer takes the first
-        return f"{len(tokens)} of {count} replicas answered; the others had no request, and the busiest had {tokens.max() / tokens.sum():.0%} of the output tokens"
+        return f"{len(tokens)} of {count} replicas answered; the others had no request, and the busiest had {tokens.max() / tokens.sum() * 100:.0f} % of the output tokens"
     if len(tokens) == 1:
         return f"one engine over {gpus} GPUs" if gpus > 1 else f"one engine on one {'GPU' if gpus else 'CPU'}: nothing to balance"
     each = ", ".join(f"{count:,}" for count in tokens) if len(tokens) <= FEW else f"{tokens.min():,} to {tokens.max():,}"

@@ -70,7 +70,7 @@ def sentence(found: dict[str, Any] | None) -> str:
     points = found["each"] or found["points"]
     name = metrics.headline(points)
     load = f" with {points[name]['of'].partition('@')[2]} on each" if found["each"] else ""
-    return (f"{found['accelerators']} GPUs give {points[name]['speedup']:.2f} × one{load} ({points[name]['efficiency']:.0%} efficiency), "
+    return (f"{found['accelerators']} GPUs give {points[name]['speedup']:.2f} × one{load} ({points[name]['efficiency'] * 100:.0f} % efficiency), "
             f"against {found['against']} of {found['when'][:10]}{found['unlike'] and ', which had ' + found['unlike']}")
 
 

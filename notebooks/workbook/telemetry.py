@@ -169,12 +169,12 @@ def disturbances(frame: pd.DataFrame, windows: Sequence[tuple[float, float]], gp
         problems += [f"GPU {gpu} was not watched while measuring: whether anything disturbed it is not known"
                      for gpu in gpus if inside.filter(regex=rf"^gpu{gpu}_(?!foreign)").dropna(how="all").empty]
     for gpu, shares in throttled(frame, windows).items():
-        bad = [f"{REASONS[bit]} in {shares[REASONS[bit]]:.0%}" for bit in REASONS if bit & SLOWDOWNS and REASONS[bit] in shares]
+        bad = [f"{REASONS[bit]} in {shares[REASONS[bit]] * 100:.0f} %" for bit in REASONS if bit & SLOWDOWNS and REASONS[bit] in shares]
         if bad:
             problems.append(f"GPU {gpu[3:]} was slowed down while measuring: {', '.join(bad)} of the samples")
         present = inside[f"{gpu}_foreign"].fillna("") if f"{gpu}_foreign" in inside else pd.Series(dtype=str)
         if pids := sorted({int(pid) for text in present for pid in text.split()}):
-            problems.append(f"another process used GPU {gpu[3:]} while measuring: {', '.join(map(str, pids))} in {(present != '').mean():.0%} of the samples")
+            problems.append(f"another process used GPU {gpu[3:]} while measuring: {', '.join(map(str, pids))} in {(present != '').mean() * 100:.0f} % of the samples")
     return problems
 
 

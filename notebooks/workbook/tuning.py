@@ -108,7 +108,7 @@ class Tuning:
     def moved(self, setting: str) -> str:
         """How the machine itself differed from the untuned run's visits, in words, where one of the controls lies outside
         theirs by more than is tolerated and a gain may be its own (`gained`); else empty."""
-        found = [f"{name.removesuffix('_s')} {machine.ratio(move):.0%} {'slower' if move > 0 else 'faster'}"
+        found = [f"{name.removesuffix('_s')} {machine.ratio(move) * 100:.0f} % {'slower' if move > 0 else 'faster'}"
                  for name, move in self._moves(setting).items() if machine.ratio(move) > controls.TOLERANCE]
         return ", ".join(found) if not self.gained(setting) else ""
 
