@@ -111,6 +111,8 @@ def test_cards_escape_and_say_what_is_missing():
     assert cards.verdict("NO_GOLDEN", "no golden of x", [{"question": "Faster?", "answer": "no golden of x"}]).count("no golden of x") == 1
     only = cards.verdict("PASSED", "output_tok_s -4.6 %", [{"question": "Faster?", "answer": "output_tok_s -4.6 %"}])
     assert only.count("output_tok_s -4.6 %") == 2 and "nothing to compare" not in only, "an answer that is all there is to say of a run that passed"
+    brief = cards.run_card(result("x", "PASSED", headline="in brief"), ["generate"], {})
+    assert "in brief" in brief and "because" not in brief
     assert "no pages" not in cards.run_card(result("x", "INVALID"), ["generate", "score"], {}), "it was refused"
 
 

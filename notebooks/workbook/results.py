@@ -50,11 +50,10 @@ def judge_metric(name: str, gate: Gate, golden: goldens.Golden, sessions: list[l
         return _judge_nothing(name, known, np.concatenate(sessions))
     verdict = verdicts.judge(known.sessions, sessions, direction=known.direction, delta=gate.delta, margin=gate.margin, prior_sd=prior_sd(name))
     shifts = [verdicts.change(x, known.direction) * 100 for x in (verdict.effect, verdict.low, verdict.high)]
-    sentence = (f"{name} {shifts[0]:+.1f} % against the golden ({verdict.confidence * 100:.0f} % interval {min(shifts[1:]):+.1f} to {max(shifts[1:]):+.1f} %; "
-                f"a measured loss of more than {abs(verdicts.change(verdict.smallest_visible, known.direction)) * 100:.1f} % would have been called one)")
-    if verdict.status == "INCONCLUSIVE":
-        sentence += f"; a loss of {gate.delta * 100:.0f} % is neither shown nor ruled out"
-    return asdict(verdict) | {"sentence": sentence, "delta": gate.delta, "margin": gate.margin}
+    brief = f"{name} {shifts[0]:+.1f} % against the golden ({verdict.confidence * 100:.0f} % interval {min(shifts[1:]):+.1f} to {max(shifts[1:]):+.1f} %"
+    seen = f"a measured loss of more than {abs(verdicts.change(verdict.smallest_visible, known.direction)) * 100:.1f} % would have been called one"
+    left = f"; a loss of {gate.delta * 100:.0f} % is neither shown nor ruled out" if verdict.status == "INCONCLUSIVE" else ""
+    return asdict(verdict) | {"sentence": f"{brief}; {seen}){left}", "brief": f"{brief}){left}", "delta": gate.delta, "margin": gate.margin}
 
 
 def _judge_nothing(name: str, known: goldens.Samples, samples: np.ndarray) -> dict[str, Any]:
@@ -91,6 +90,23 @@ def verdict_of(validity: Completeness, golden: goldens.Golden | None, no_golden:
         return "NO_GOLDEN", no_golden
     found = [*gated.values(), *(p for p in (right, drifted, *answers) if p and p["status"] != "NO_GOLDEN")]
     return _worst(found) if found else ("NO_GOLDEN", "the golden keeps nothing that this run is judged by" if right else "no metric is gated, and nothing else of this run can be judged")
+
+
+def headline(status: str, sentence: str, gated: dict[str, dict], others: Iterable[dict | None], looks: Sequence[dict]) -> str:
+    """What decides, in brief: the first line of the first screen, whose answers say the rest.
+
+    Args:
+        status, sentence: as `verdict_of`, which says it in full.
+        others: what else was judged: accuracy, drift, answers.
+        looks: those at speed.
+    """
+    if status in ("INVALID", "NO_GOLDEN"):
+        return sentence
+    deciding, rest = ([p for p in parts if p and p["status"] == status] for parts in (gated.values(), others))
+    if status in ("REGRESSED", "INCONCLUSIVE") or not deciding:
+        deciding += rest
+    doubted = bool(looks) and looks[0]["status"] in IN_DOUBT
+    return "; ".join(p.get("brief", p["sentence"]) for p in deciding) + (f"; judged by {_count(len(looks), 'session')}" if doubted else "")
 
 
 def judge_speed(gates: dict[str, Gate], golden: goldens.Golden, sessions: dict[str, list[list[float]]], found: dict[str, Any]) -> dict[str, dict]:
@@ -284,14 +300,14 @@ def medians(table: dict[str, dict], gated: dict[str, dict], gates: Collection[st
     return pd.DataFrame(rows)
 
 
-def complete(exam: Exam, record: dict, status: str, sentence: str, questions: list[dict], table: dict, looks: list[dict],
+def complete(exam: Exam, record: dict, status: str, sentence: str, brief: str, questions: list[dict], table: dict, looks: list[dict],
              right: dict | None, drifted: dict | None, validity: Completeness, golden: goldens.Golden | None, scaled: dict | None = None,
              answers: dict[str, dict | None] | None = None) -> dict[str, Any]:
     """The result of a run that got to its comparison; its gates and controls are those of the last of the `looks`, and
     `answers` what the judges of `quality` found: rates, lengths, parting."""
     last = looks[-1] if looks else {"gates": {}, "controls": None}
     return plain({
-        "schema_version": RESULT_VERSION, "run": exam.run, "title": exam.title, "status": status, "sentence": sentence, "stopped_in": None,
+        "schema_version": RESULT_VERSION, "run": exam.run, "title": exam.title, "status": status, "sentence": sentence, "headline": brief, "stopped_in": None,
         "finished": record["finished"], "platform": record["machine"]["platform"], "questions": questions, "metrics": table, "gates": last["gates"], "looks": looks,
         "accuracy": right, "drift": drifted, "answers": answers or {}, "controls": last["controls"], "validity": asdict(validity), "load_s": record["load_s"], "scaling": scaled,
         "subject": record["subject"], "params": record["params"],
