@@ -113,6 +113,8 @@ def test_cards_escape_and_say_what_is_missing():
     assert only.count("output_tok_s -4.6 %") == 2 and "nothing to compare" not in only, "an answer that is all there is to say of a run that passed"
     brief = cards.run_card(result("x", "PASSED", headline="in brief"), ["generate"], {})
     assert "in brief" in brief and "because" not in brief
+    lines = cards.verdict("PASSED", "well", [{"question": "Faster?", "answer": "a -1 % (93 % interval; seen); b <2>"}])
+    assert lines.count("<div ") == 3 and ">a -1 % (93 % interval; seen)</div>" in lines and ">b &lt;2&gt;</div>" in lines
     assert "no pages" not in cards.run_card(result("x", "INVALID"), ["generate", "score"], {}), "it was refused"
 
 

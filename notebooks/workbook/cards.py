@@ -1,5 +1,6 @@
 """HTML fragments of the report: the status, the five answers, a card a run. All text is escaped."""
 import html
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,10 +32,15 @@ def badge(status: str) -> str:
 def verdict(status: str, sentence: str, questions: Iterable[dict[str, str]] = ()) -> str:
     """The first screen: the status, its sentence, and the questions with their answers; a sentence that is one, as that of a missing golden, is said once."""
     rows = "".join(f'<tr><th style="text-align:left;vertical-align:top;white-space:nowrap;padding:.4em 1.2em .4em 0">{html.escape(q["question"])}</th>'
-                   f'<td style="text-align:left;padding:.4em 0">{html.escape("nothing to compare with, as said above" if status == "NO_GOLDEN" and q["answer"] == sentence else q["answer"])}</td></tr>' for q in questions)
+                   f'<td style="text-align:left;padding:.4em 0">{_lines("nothing to compare with, as said above" if status == "NO_GOLDEN" and q["answer"] == sentence else q["answer"])}</td></tr>' for q in questions)
     table = f'<table class="answers" style="border-collapse:collapse;margin-top:1em;font-size:1em">{rows}</table>' if rows else ""
     return (f'<div style="border-left:.4em solid {COLOURS[status]};padding:.6em 1.2em;background:#f6f8fa;color:#1f2328;max-width:62em">'
             f'<p style="font-size:1.15em;margin:.2em 0">{badge(status)}&nbsp; {html.escape(sentence)}</p>{table}</div>')
+
+
+def _lines(answer: str) -> str:
+    """An answer, each of its parts on a line of its own: they are joined by semicolons, as are those of what stands in brackets."""
+    return "".join(f'<div style="padding-left:1em;text-indent:-1em">{html.escape(part)}</div>' for part in re.split(r"; (?![^()]*\))", answer))
 
 
 def run_card(result: dict[str, Any], pages: list[str], links: dict[str, str]) -> str:
