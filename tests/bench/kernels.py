@@ -3,9 +3,10 @@
 Two passes after a warm-up: the prompts alone (one token each), and whole answers. For each a table of the kernels (on a
 CPU: of torch's operators) with their share of all their time, how often they ran and how long one took, and what part of
 the pass the device was in any of them. The engine runs in this process and offline, so that the profiler sees it: its
-speed is not an exam's.
+speed is not an exam's. At the end, for each number of requests, what the kernels alone would allow: output tokens through
+their time. That is a bound of any host, and not of the device: between two kernels it waits even in a CUDA graph.
 
-    python tests/bench/kernels.py megatron-583m-static@gpu1 [--requests 448] [--rows 12] [--set "model=... engine_args.x=..."]
+    python tests/bench/kernels.py megatron-583m-static@gpu1 [--requests 1 8 448] [--rows 12] [--set "model=... engine_args.x=..."]
 """
 import argparse
 import sys
@@ -21,21 +22,26 @@ from workbook import engines, exams, load, models, platforms, subjects, tokens  
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
-    parser.add_argument("--requests", type=int, default=448, help="the exam's first requests make a pass")
+    parser.add_argument("--requests", type=int, nargs="+", default=[448], help="the exam's first requests make a pass; of several numbers each")
     parser.add_argument("--rows", type=int, default=12, help="kernels to name")
     parser.add_argument("--set", default="", help="as SET of make run")
     args = parser.parse_args()
 
     exam = exams.load(args.run, exams.parse_set(f"engine=offline replicas=1 env.VLLM_ENABLE_V1_MULTIPROCESSING='0' {args.set}", source="--set"))
     model = models.resolve(exam)
-    batch = load.requests(exam, subjects.questions(exam, tokens.Tokenizer(model)))[:args.requests]
+    batch = load.requests(exam, subjects.questions(exam, tokens.Tokenizer(model)))
+    bounds = []
     log = Path(tempfile.mkdtemp()) / "engine.log"
     engine = engines.start(exam, model, log)
     try:
-        print(f"{exam.run}, {exam.model}: {len(batch)} requests; the engine's log: {log}")
-        engine.generate(batch)
-        for title, requests in (("the prompts", [replace(r, max_tokens=1) for r in batch]), ("whole answers", batch)):
-            _print(title, *_profiled(engine, requests), args.rows)
+        print(f"{exam.run}, {exam.model}; the engine's log: {log}")
+        for some in (batch[:count] for count in args.requests):
+            engine.generate(some)
+            for title, requests in (("the prompts", [replace(r, max_tokens=1) for r in some]), ("whole answers", some)):
+                rows, seconds, output = _profiled(engine, requests)
+                _print(f"{len(some)} requests, {title}", rows, seconds, output, args.rows)
+            bounds.append(f"{len(some):8,} {output:9,} {(spent := sum(r[2] for r in rows)):9.3f} {output / spent:11,.0f}")
+        print("\nrequests    tokens kernels, s     tok/s", *bounds, sep="\n", flush=True)
     finally:
         if not platforms.gpus():  # there only the end of this process frees the memory, which `close` would wait for
             engine.close()
