@@ -85,10 +85,13 @@ def test_the_files_for_machines(several):
 def test_under_strict_what_fails_is_no_green_case(several, monkeypatch):
     monkeypatch.setenv("STRICT", "1")
     found = [result(status, status) for status in ("NO_GOLDEN", "INCONCLUSIVE", "PASSED")]
+    found[1]["headline"] = "in brief"
     summary.write(found, several)
     suite = ElementTree.parse(several / "junit.xml").getroot()
     assert (suite.get("failures"), suite.get("skipped")) == ("2", "0")
     assert [c[0].tag for c in suite] == ["failure", "failure", "system-out"]
+    assert suite[1][0].get("message") == "INCONCLUSIVE: in brief" and suite[1][0].text == "INCONCLUSIVE: because | INCONCLUSIVE <b>"
+    assert suite[0][0].get("message") == suite[0][0].text == "NO_GOLDEN: because | NO_GOLDEN <b>"
 
 
 def test_where_nothing_was_run_nothing_passed(several):

@@ -126,7 +126,7 @@ def markdown(found: list[dict[str, Any]]) -> str:
 
 
 def junit(found: list[dict[str, Any]], strictly: bool = False) -> str:
-    """One test case a run: REGRESSED is a failure, INVALID an error, SKIPPED, NOT_RUN and NO_GOLDEN are skipped; strictly: what has an
+    """One test case a run, its message the sentence in brief and its text the whole: REGRESSED is a failure, INVALID an error, SKIPPED, NOT_RUN and NO_GOLDEN are skipped; strictly: what has an
     exit code under STRICT=1 alone (NO_GOLDEN, INCONCLUSIVE) is a failure too."""
     kinds = {"REGRESSED": "failure", "INVALID": "error", "SKIPPED": "skipped", "NOT_RUN": "skipped", "NO_GOLDEN": "skipped"}
     kinds |= dict.fromkeys(STRICT_EXIT_CODES.keys() - EXIT_CODES.keys(), "failure") if strictly else {}
@@ -134,11 +134,11 @@ def junit(found: list[dict[str, Any]], strictly: bool = False) -> str:
     suite = ElementTree.Element("testsuite", name="goldbook", tests=str(len(found)), failures=str(count["failure"]), errors=str(count["error"]), skipped=str(count["skipped"]))
     for r in found:
         case = ElementTree.SubElement(suite, "testcase", classname="goldbook", name=r["run"], time=f"{r.get('seconds', 0):.1f}")
-        message = NOT_XML.sub("", f"{r['status']}: {r['sentence']}")
+        brief, whole_sentence = (NOT_XML.sub("", f"{r['status']}: {said}") for said in (r.get("headline") or r["sentence"], r["sentence"]))
         if kind := kinds.get(r["status"]):
-            ElementTree.SubElement(case, kind, message=message)
+            ElementTree.SubElement(case, kind, message=brief).text = whole_sentence
         else:
-            ElementTree.SubElement(case, "system-out").text = message
+            ElementTree.SubElement(case, "system-out").text = whole_sentence
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
