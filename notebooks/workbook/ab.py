@@ -122,7 +122,7 @@ def progress(experiment: Experiment) -> str:
     name = experiment.judged[0]
     a, b = experiment.samples(name)
     if len(a) < 2:
-        return f"{name} {statistics.median(experiment.visits[-1].samples(name)):,.4g} (median)"
+        return f"{name} {metrics.number(statistics.median(experiment.visits[-1].samples(name)))} (median)"
     verdict = verdicts.judge_pairs(a, b, direction=metrics.kind(name).direction, delta=paired.DELTA, margin=paired.MARGIN)
     return f"after {len(a)} of {experiment.pairs} pairs: {paired.estimate(name, verdict)}"
 

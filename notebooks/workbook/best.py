@@ -2,7 +2,7 @@
 from pathlib import Path
 from typing import Any
 
-from workbook import catalogue, params, paths, sweeps
+from workbook import catalogue, metrics, params, paths, sweeps
 from workbook.nested import KeyPath
 from workbook.params import Exam
 from workbook.sweeps import ABSENT, UNTUNED
@@ -38,13 +38,13 @@ def _head(tuning: Tuning, name: str) -> list[str]:
     """What was found, where and how, and how to take it."""
     best, headline, exam = tuning.best, tuning.headline, tuning.untuned
     tried = f"{len(tuning.valid) - 1} settings tried on {tuning.run}"
-    untuned = f"the untuned {tuning.median(UNTUNED, headline):,.4g}"
+    untuned = f"the untuned {metrics.number(tuning.median(UNTUNED, headline))}"
     if best == UNTUNED:
         found = [f"# None of the {tried} is certainly faster than it was: this is the run as it was.", f"# {headline}: {untuned} tok/s."]
     else:
         members = f" ({' + '.join(tuning.members)})" if best == sweeps.COMBINED else ""
         found = [f"# The fastest of the {tried}: {best}{members}.",
-                 f"# {headline}: {tuning.median(best, headline):,.4g} tok/s, {interval(tuning.against(best))} {untuned}."]
+                 f"# {headline}: {metrics.number(tuning.median(best, headline))} tok/s, {interval(tuning.against(best))} {untuned}."]
     take = [f"# To take it: cp {_shown(paths.tune_folder(tuning.run) / NAME)} {_shown(paths.params() / f'{name}.yaml')} && make run RUN={name}"]
     machine = tuning.of(UNTUNED)[0].record["machine"]
     return [*found,

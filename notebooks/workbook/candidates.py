@@ -201,7 +201,7 @@ def table(found: list[Change], anchor: Anchor | None) -> str:
     """The changes as text for a terminal."""
     rows = [("metric", "old", "new", "change", "interval", "", f"since {anchor.blessed[:10]}" if anchor else "")]
     for c in found:
-        rows.append((c.metric, _number(c.old), _number(c.new), _percent(c.shift), "" if c.low is None else f"{_percent(c.low)} to {_percent(c.high)}",
+        rows.append((c.metric, metrics.number(c.old), metrics.number(c.new), _percent(c.shift), "" if c.low is None else f"{_percent(c.low)} to {_percent(c.high)}",
                      c.status, _percent(c.drift)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) if i in (0, 5) else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows)
@@ -330,10 +330,6 @@ def _sessions(golden: Golden) -> str:
 
 def _median(sessions: list[list[float]]) -> float:
     return float(np.median(np.concatenate(sessions)))
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _percent(value: float | None) -> str:

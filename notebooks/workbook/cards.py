@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from workbook import metrics
+
 COLOURS = {"PASSED": "#1a7f37", "IMPROVED": "#0969da", "REGRESSED": "#cf222e", "INVALID": "#82071e",
            "INCONCLUSIVE": "#9a6700", "NO_GOLDEN": "#57606a", "SKIPPED": "#6e7781", "NOT_RUN": "#6e7781"}
 MARKS = {"PASSED": "✓", "IMPROVED": "▲", "REGRESSED": "▼", "INVALID": "✗", "INCONCLUSIVE": "?", "NO_GOLDEN": "○",
@@ -69,10 +71,8 @@ def bare_page(title: str, note: str, body: str) -> str:
 def table(frame: pd.DataFrame, caption: str = "") -> str:
     """A data frame as a table: numbers right-aligned, thousands separated, three significant digits or so; without a head where the columns have no names."""
     def shown(value: Any) -> str:
-        if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
-            return "–"
-        if isinstance(value, float):
-            return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.4g}"
+        if value is None or value is pd.NA or isinstance(value, float):
+            return metrics.number(None if value is pd.NA else value)
         return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
     def wrapped(text: str) -> str:

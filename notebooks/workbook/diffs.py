@@ -102,7 +102,7 @@ def report(one: str, other: str) -> tuple[str, str]:
              f"B  {other}  ({b.run}, {b.key.platform}, {_counted(b)} from {b.recorded[0]})", "", *sentences]
     if a.key.platform != b.key.platform:
         lines.append("the two platforms differ: a change of speed may be theirs")
-    lines += ["", table.to_string(index=False, float_format=lambda x: f"{x:,.4g}" if abs(x) < 1000 else f"{x:,.0f}")]
+    lines += ["", table.to_string(index=False, float_format=metrics.number)]
     if differs := suspects.differences(a, {"subject": b.subject, "machine": b.environment}):
         lines += ["", "What differs:", *(f"  {d['what']}: {d['golden']} -> {d['now']}" for d in differs)]
     return "\n".join([*lines, "", f"B against A: {status}"]), status

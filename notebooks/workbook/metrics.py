@@ -5,6 +5,7 @@ TTFT = first token - scheduled arrival. TPOT = (last token - first token) / (out
 E2E = last token - scheduled arrival. ITL = gaps between streamed tokens. Per-request tok/s = output tokens / E2E.
 Percentiles are taken within a repetition, never over pooled repetitions.
 """
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,11 @@ def kind(name: str) -> Metric:
 def of_makespan(name: str) -> bool:
     """Whether a metric is the speed of the whole load, and not that of a request or of a start."""
     return name.partition("@")[0] in OF_MAKESPAN
+
+
+def number(value: float | None) -> str:
+    """A value to be read: whole and with its thousands apart from 1,000 on, else of four significant digits; a dash for none."""
+    return "–" if value is None or math.isnan(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def headline(names: Iterable[str]) -> str:

@@ -62,14 +62,14 @@ def _judge_nothing(name: str, known: goldens.Samples, samples: np.ndarray) -> di
     none, worst = int((samples <= 0).sum()), max(value for session in known.sessions for value in session)
     clear = "REGRESSED" if known.direction == "higher" else "IMPROVED" if samples.max() <= worst else "INCONCLUSIVE"
     return {"status": clear if 2 * none >= samples.size else "INCONCLUSIVE",
-            "sentence": f"{name} is 0 in {none} of {_count(samples.size, 'repetition')}; the golden's median is {np.median(np.concatenate(known.sessions)):.4g} {known.unit}"}
+            "sentence": f"{name} is 0 in {none} of {_count(samples.size, 'repetition')}; the golden's median is {metrics.number(np.median(np.concatenate(known.sessions)))} {known.unit}"}
 
 
 def _judge_band(name: str, gate: Gate, known: goldens.Samples, sessions: list[list[float]]) -> dict[str, Any]:
     """Verdict by `rule: band`, on the medians of all samples. An improvement never fails."""
     golden, new = (float(np.median(np.concatenate(s))) for s in (known.sessions, sessions))
     if golden <= 0:
-        return {"status": "NO_GOLDEN", "sentence": f"{name} is gated by a band and the golden's median is {golden:g}; expected a positive one, since a band is a share of it"}
+        return {"status": "NO_GOLDEN", "sentence": f"{name} is gated by a band and the golden's median is {metrics.number(golden)}; expected a positive one, since a band is a share of it"}
     band = bands.judge(name, golden, new, direction=known.direction, low=gate.low, high=gate.high)
     better = (new > golden) == (known.direction == "higher")
     return {"status": "PASSED" if band.passed else "IMPROVED" if better else "REGRESSED", "sentence": band.sentence,

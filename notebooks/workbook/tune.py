@@ -124,7 +124,7 @@ def progress(found: Tuning, name: str) -> str:
     setting = tuning.setting_of(name)
     if problem := found.problem(setting):
         return f"{setting} failed: {problem}"
-    speed = f"{setting}: {found.median(setting, found.headline):,.4g} {metrics.kind(found.headline).unit} in {found.headline}"
+    speed = f"{setting}: {metrics.number(found.median(setting, found.headline))} {metrics.kind(found.headline).unit} in {found.headline}"
     return speed if setting == UNTUNED or UNTUNED not in found.valid else f"{speed}, {tuning.interval(found.against(setting))} the untuned"
 
 

@@ -258,7 +258,7 @@ def verdict(tuning: Tuning) -> tuple[str, str]:
         return "INVALID", "; ".join(f"{name}: {tuning.problem(name)}" for name in failed) or "no setting was tried"
     less = f"; {', '.join(failed)} failed" if failed else ""
     speed, best = tuning.median(UNTUNED, tuning.headline), tuning.best
-    said = f"the untuned {speed:,.4g} tok/s in {tuning.headline}"
+    said = f"the untuned {metrics.number(speed)} tok/s in {tuning.headline}"
     if best == UNTUNED:
         nearest = max(tried, key=lambda name: tuning.against(name).ratio)
         less = f"; the nearest is {nearest}, {interval(tuning.against(nearest))}{less}"
@@ -266,7 +266,7 @@ def verdict(tuning: Tuning) -> tuple[str, str]:
             return "INCONCLUSIVE", f"the machine itself ran at another speed beside {len(moved)} of {len(tried)} settings than beside the untuned run, and none can be called faster than {said}{less}"
         return "PASSED", f"nothing that was tried is certainly faster than {said}{less}"
     made_of = f" ({' + '.join(tuning.members)})" if best == COMBINED else ""
-    return "IMPROVED", f"{best}{made_of} is the fastest of {len(tried)} settings: {tuning.median(best, tuning.headline):,.4g} tok/s, {interval(tuning.against(best))} {said}{less}"
+    return "IMPROVED", f"{best}{made_of} is the fastest of {len(tried)} settings: {metrics.number(tuning.median(best, tuning.headline))} tok/s, {interval(tuning.against(best))} {said}{less}"
 
 
 def interval(a: Against) -> str:
