@@ -571,14 +571,14 @@ def test_the_first_line_says_what_decides_in_brief(folders):
     gated = {"output_tok_s": _on_a_machine(folders, 0.0, {})[1]}
     effect = gated["output_tok_s"]["brief"]
     assert re.fullmatch(r"output_tok_s [+-]0\.0 % against the golden \(\d+ % interval \S+ to \S+ %\)", effect) and effect[:-1] in gated["output_tok_s"]["sentence"]
-    assert results.headline("PASSED", said, gated, [right, None], [{"status": "PASSED"}]) == effect, "what is right is said below"
-    assert results.headline("PASSED", said, {}, [right, None], []) == "accuracy 50 %"
+    assert results.in_brief("PASSED", said, gated, [right, None], [{"status": "PASSED"}]) == effect, "what is right is said below"
+    assert results.in_brief("PASSED", said, {}, [right, None], []) == "accuracy 50 %"
     wrong = {"status": "REGRESSED", "sentence": "accuracy 20 %"}
-    assert results.headline("REGRESSED", said, gated, [wrong], [{"status": "INCONCLUSIVE"}] * 2) == "accuracy 20 %; judged by 2 sessions"
+    assert results.in_brief("REGRESSED", said, gated, [wrong], [{"status": "INCONCLUSIVE"}] * 2) == "accuracy 20 %", "the second session is of speed"
     doubted = {"output_tok_s": _on_a_machine(folders, 0.09, {"host_beside_s": 1.08})[1]}
-    assert re.fullmatch(r"output_tok_s -9\.0 % against the golden \(.*\), but the machine may have caused it; judged by 1 session",
-                        results.headline("INCONCLUSIVE", said, doubted, [right], [{"status": "INCONCLUSIVE"}]))
-    assert [results.headline(status, said, gated, [right], []) for status in ("INVALID", "NO_GOLDEN")] == [said, said]
+    assert re.fullmatch(r"output_tok_s -9\.0 % against the golden \(.*\), but the machine may have caused it; speed judged by 1 session",
+                        results.in_brief("INCONCLUSIVE", said, doubted, [right], [{"status": "INCONCLUSIVE"}]))
+    assert [results.in_brief(status, said, gated, [right], []) for status in ("INVALID", "NO_GOLDEN")] == [said, said]
 
 
 @pytest.mark.parametrize("moved, others, loss, win, said", [

@@ -85,7 +85,7 @@ def test_the_files_for_machines(several):
 def test_under_strict_what_fails_is_no_green_case(several, monkeypatch):
     monkeypatch.setenv("STRICT", "1")
     found = [result(status, status) for status in ("NO_GOLDEN", "INCONCLUSIVE", "PASSED")]
-    found[1]["headline"] = "in brief"
+    found[1]["brief"] = "in brief"
     summary.write(found, several)
     suite = ElementTree.parse(several / "junit.xml").getroot()
     assert (suite.get("failures"), suite.get("skipped")) == ("2", "0")
@@ -114,7 +114,7 @@ def test_cards_escape_and_say_what_is_missing():
     assert cards.verdict("NO_GOLDEN", "no golden of x", [{"question": "Faster?", "answer": "no golden of x"}]).count("no golden of x") == 1
     only = cards.verdict("PASSED", "output_tok_s -4.6 %", [{"question": "Faster?", "answer": "output_tok_s -4.6 %"}])
     assert only.count("output_tok_s -4.6 %") == 2 and "nothing to compare" not in only, "an answer that is all there is to say of a run that passed"
-    brief = cards.run_card(result("x", "PASSED", headline="in brief"), ["generate"], {})
+    brief = cards.run_card(result("x", "PASSED", brief="in brief"), ["generate"], {})
     assert "in brief" in brief and "because" not in brief
     lines = cards.verdict("PASSED", "well", [{"question": "Faster?", "answer": "a -1 % (93 % interval; seen); b <2>"}])
     assert lines.count("<div ") == 3 and ">a -1 % (93 % interval; seen)</div>" in lines and ">b &lt;2&gt;</div>" in lines

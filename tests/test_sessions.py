@@ -112,7 +112,7 @@ def test_a_regression_is_confirmed_once_and_declared(taken, slow):
     declared = (f"first look: REGRESSED (output_tok_s {effects[0]:+.1f} %); a confirming session was taken: "
                 f"REGRESSED (output_tok_s {effects[1]:+.1f} %) by both together")
     assert found["sentence"].startswith("output_tok_s -9") and "would have been called one)" in found["sentence"] and found["sentence"].endswith(declared)
-    assert re.fullmatch(r"output_tok_s -9\d\.\d % against the golden \(\d+ % interval [^;]*\); judged by 2 sessions", found["headline"])
+    assert re.fullmatch(r"output_tok_s -9\d\.\d % against the golden \(\d+ % interval [^;]*\); speed judged by 2 sessions", found["brief"])
     answers = {q["question"]: q["answer"] for q in found["questions"]}
     assert declared in answers["Faster or slower than the golden?"] and "72 of 72 answers" in answers["Did every answer arrive?"]
     assert "A confirming session is taken: endpoint engine, 3 repetitions." in said

@@ -32,7 +32,7 @@ def badge(status: str) -> str:
 
 
 def verdict(status: str, sentence: str, questions: Iterable[dict[str, str]] = ()) -> str:
-    """The first screen: the status, its sentence, and the questions with their answers; a sentence that is one, as that of a missing golden, is said once."""
+    """The first screen: the status, its sentence, and the questions with their answers; one that is the sentence, as that of a missing golden, is not said again."""
     rows = "".join(f'<tr><th style="text-align:left;vertical-align:top;white-space:nowrap;padding:.4em 1.2em .4em 0">{html.escape(q["question"])}</th>'
                    f'<td style="text-align:left;padding:.4em 0">{_lines("nothing to compare with, as said above" if status == "NO_GOLDEN" and q["answer"] == sentence else q["answer"])}</td></tr>' for q in questions)
     table = f'<table class="answers" style="border-collapse:collapse;margin-top:1em;font-size:1em">{rows}</table>' if rows else ""
@@ -41,7 +41,7 @@ def verdict(status: str, sentence: str, questions: Iterable[dict[str, str]] = ()
 
 
 def _lines(answer: str) -> str:
-    """An answer, each of its parts on a line of its own: they are joined by semicolons, as are those of what stands in brackets."""
+    """An answer, each of the parts that semicolons join on a line of its own, but for those in brackets."""
     return "".join(f'<div style="padding-left:1em;text-indent:-1em">{html.escape(part)}</div>' for part in re.split(r"; (?![^()]*\))", answer))
 
 
@@ -58,7 +58,7 @@ def run_card(result: dict[str, Any], pages: list[str], links: dict[str, str]) ->
     below = "" if result["status"] in ("SKIPPED", "NOT_RUN") or not below else f'<p style="margin:.6em 0 0">{below}</p>'
     return (f'<section id="{html.escape(result["run"])}" style="margin:1.6em 0"><h3 style="margin:.2em 0;line-height:1.3">{html.escape(result["run"])}'
             f'<span style="font-weight:400;color:#57606a">&ensp;{html.escape(result["title"])}</span></h3>'
-            f'{verdict(result["status"], result.get("headline") or result["sentence"], result["questions"])}{below}</section>')
+            f'{verdict(result["status"], result.get("brief") or result["sentence"], result["questions"])}{below}</section>')
 
 
 def bare_page(title: str, note: str, body: str) -> str:

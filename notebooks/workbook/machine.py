@@ -141,7 +141,7 @@ def doubted(name: str, outcome: dict[str, Any], found: dict[str, Any]) -> dict[s
     if not (doubt := doubt or _share(outcome, found)):
         return outcome
     alone = "" if outcome["status"] == "INCONCLUSIVE" else f"the samples alone say {outcome['status']}, but "
-    said = {"sentence": f"{outcome['sentence']}; {alone}{doubt}", "brief": f"{outcome.get('brief', outcome['sentence'])}, but {brief}"}
+    said = {"sentence": f"{outcome['sentence']}; {alone}{doubt}", "brief": f"{outcome.get('brief', outcome['sentence'])}{', but ' if alone else '; '}{brief}"}
     return outcome | said | {"status": "INCONCLUSIVE", "without_controls": outcome["status"], "doubt": brief}
 
 

@@ -92,7 +92,7 @@ def verdict_of(validity: Completeness, golden: goldens.Golden | None, no_golden:
     return _worst(found) if found else ("NO_GOLDEN", "the golden keeps nothing that this run is judged by" if right else "no metric is gated, and nothing else of this run can be judged")
 
 
-def headline(status: str, sentence: str, gated: dict[str, dict], others: Iterable[dict | None], looks: Sequence[dict]) -> str:
+def in_brief(status: str, sentence: str, gated: dict[str, dict], others: Iterable[dict | None], looks: Sequence[dict]) -> str:
     """What decides, in brief: the first line of the first screen, whose answers say the rest.
 
     Args:
@@ -102,11 +102,10 @@ def headline(status: str, sentence: str, gated: dict[str, dict], others: Iterabl
     """
     if status in ("INVALID", "NO_GOLDEN"):
         return sentence
-    deciding, rest = ([p for p in parts if p and p["status"] == status] for parts in (gated.values(), others))
-    if status in ("REGRESSED", "INCONCLUSIVE") or not deciding:
-        deciding += rest
-    doubted = bool(looks) and looks[0]["status"] in IN_DOUBT
-    return "; ".join(p.get("brief", p["sentence"]) for p in deciding) + (f"; judged by {_count(len(looks), 'session')}" if doubted else "")
+    of_speed, rest = ([p for p in parts if p and p["status"] == status] for parts in (gated.values(), others))
+    deciding = of_speed + rest if status in ("REGRESSED", "INCONCLUSIVE") or not of_speed else of_speed
+    twice = bool(of_speed) and looks[0]["status"] in IN_DOUBT  # the rest is judged by the first session
+    return "; ".join([*(p.get("brief", p["sentence"]) for p in deciding), *([f"speed judged by {_count(len(looks), 'session')}"] if twice else [])])
 
 
 def judge_speed(gates: dict[str, Gate], golden: goldens.Golden, sessions: dict[str, list[list[float]]], found: dict[str, Any]) -> dict[str, dict]:
@@ -307,7 +306,7 @@ def complete(exam: Exam, record: dict, status: str, sentence: str, brief: str, q
     `answers` what the judges of `quality` found: rates, lengths, parting."""
     last = looks[-1] if looks else {"gates": {}, "controls": None}
     return plain({
-        "schema_version": RESULT_VERSION, "run": exam.run, "title": exam.title, "status": status, "sentence": sentence, "headline": brief, "stopped_in": None,
+        "schema_version": RESULT_VERSION, "run": exam.run, "title": exam.title, "status": status, "sentence": sentence, "brief": brief, "stopped_in": None,
         "finished": record["finished"], "platform": record["machine"]["platform"], "questions": questions, "metrics": table, "gates": last["gates"], "looks": looks,
         "accuracy": right, "drift": drifted, "answers": answers or {}, "controls": last["controls"], "validity": asdict(validity), "load_s": record["load_s"], "scaling": scaled,
         "subject": record["subject"], "params": record["params"],

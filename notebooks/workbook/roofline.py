@@ -3,9 +3,9 @@
 The roofs are measured here, not taken from a data sheet. What the engine moves and computes is vLLM's own estimate
 (`enable_mfu_metrics`, its `v1/metrics/perf.py`), made from the model's shape and each step's batch: weights once
 a step, the KV cache of every sequence, and the activations of every layer as if none stayed in a cache. It leaves
-out LoRA adapters and a draft model. Making it is the engine core's work,
-17 us a step with one request and 115 us with 512 on the CPU goldens' machine (`tests/bench/estimate_cost.py`), where a step of a 583M model on an
-H100 takes 1.9 and 16 ms: what is measured is about 1 % slower for it, golden and run alike.
+out LoRA adapters and a draft model. Making it is the engine core's work:
+17 us a step with one request and 115 us with 512, on the CPU goldens' machine (`tests/bench/estimate_cost.py`). An answer's tokens of a 583M
+model come every 1.9 and 16 ms on an H100, whose host is up to half as fast: reckoned, 1 to 2 % of a speed at most, golden's and run's alike.
 
 Williams, Waterman, Patterson: Roofline: An Insightful Visual Performance Model for Multicore Architectures, 2009.
 """

@@ -45,7 +45,7 @@ class Result(Part):
     title: str
     status: Literal[ORDER]
     sentence: str
-    headline: str | None = None
+    brief: str | None = None
     stopped_in: str | None
     questions: list[Question]
     metrics: dict[str, Metric]

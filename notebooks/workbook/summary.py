@@ -134,7 +134,7 @@ def junit(found: list[dict[str, Any]], strictly: bool = False) -> str:
     suite = ElementTree.Element("testsuite", name="goldbook", tests=str(len(found)), failures=str(count["failure"]), errors=str(count["error"]), skipped=str(count["skipped"]))
     for r in found:
         case = ElementTree.SubElement(suite, "testcase", classname="goldbook", name=r["run"], time=f"{r.get('seconds', 0):.1f}")
-        brief, whole_sentence = (NOT_XML.sub("", f"{r['status']}: {said}") for said in (r.get("headline") or r["sentence"], r["sentence"]))
+        brief, whole_sentence = (NOT_XML.sub("", f"{r['status']}: {said}") for said in (r.get("brief") or r["sentence"], r["sentence"]))
         if kind := kinds.get(r["status"]):
             ElementTree.SubElement(case, kind, message=brief).text = whole_sentence
         else:

@@ -3,7 +3,7 @@
 The estimate is Python, once a step, for each request in it. Timed here by itself, for a step that decodes so many requests:
 held against how long a step takes (on a GPU the run's `tpot_p50_ms`), it is what the roofline costs the speed that is measured.
 
-    python tests/bench/estimate_cost.py [RUN] [--requests 1 8 32 128 512]
+    python tests/bench/estimate_cost.py [RUN] [--requests 1 8 32 128 512]        # of the run's model, on one device
 """
 import argparse
 import statistics

@@ -4,7 +4,7 @@ Two passes after a warm-up: the prompts alone (one token each), and whole answer
 CPU: of torch's operators) with their share of all their time, how often they ran and how long one took, and what part of
 the pass the device was in any of them. The engine runs in this process and offline, so that the profiler sees it: its
 speed is not an exam's. At the end, for each number of requests, what the kernels alone would allow: output tokens through
-their time. That is a bound of any host, and not of the device: between two kernels it waits even in a CUDA graph.
+their time. No host gets more out of them; what they leave between each other, even in a CUDA graph, is not counted.
 
     python tests/bench/kernels.py megatron-583m-static@gpu1 [--requests 1 8 448] [--rows 12] [--set "model=... engine_args.x=..."]
 """
@@ -39,8 +39,8 @@ def main() -> int:
             engine.generate(some)
             for title, requests in (("the prompts", [replace(r, max_tokens=1) for r in some]), ("whole answers", some)):
                 rows, seconds, output = _profiled(engine, requests)
-                _print(f"{len(some)} requests, {title}", rows, seconds, output, args.rows)
-            bounds.append(f"{len(some):8,} {output:9,} {(spent := sum(r[2] for r in rows)):9.3f} {output / spent:11,.0f}")
+                spent = _print(f"{len(some)} requests, {title}", rows, seconds, output, args.rows)
+            bounds.append(f"{len(some):8,} {output:9,} {spent:10.3f} {output / spent:9,.0f}")  # of the last, the whole answers
         print("\nrequests    tokens kernels, s     tok/s", *bounds, sep="\n", flush=True)
     finally:
         if not platforms.gpus():  # there only the end of this process frees the memory, which `close` would wait for
@@ -60,13 +60,15 @@ def _profiled(engine, requests) -> tuple[list[tuple[str, int, float]], float, in
     return sorted((r for r in rows if r[2]), key=lambda r: -r[2]), seconds, sum(a.output_tokens for a in answers)
 
 
-def _print(title: str, rows: list[tuple[str, int, float]], seconds: float, output: int, count: int) -> None:
+def _print(title: str, rows: list[tuple[str, int, float]], seconds: float, output: int, count: int) -> float:
+    """Seconds in kernels."""
     total = sum(r[2] for r in rows)
-    print(f"\n{title}: {output:,} tokens in {seconds:.2f} s, {total:.2f} s of it in kernels ({total / seconds:.0%})")
+    print(f"\n{title}: {output:,} tokens in {seconds:.2f} s, {total:.2f} s of it in kernels ({100 * total / seconds:.0f} %)")
     print("share    calls   each, µs  kernel")
     for name, calls, spent in rows[:count]:
         print(f"{spent / total:5.1%} {calls:8,} {spent / calls * 1e6:10.1f}  {name[:140]}")
     print(f"{sum(r[2] for r in rows[count:]) / total:5.1%} {sum(r[1] for r in rows[count:]):8,}{'':13}{max(len(rows) - count, 0)} others", flush=True)
+    return total
 
 
 if __name__ == "__main__":
