@@ -104,8 +104,8 @@ def in_brief(status: str, sentence: str, gated: dict[str, dict], others: Iterabl
         return sentence
     of_speed, rest = ([p for p in parts if p and p["status"] == status] for parts in (gated.values(), others))
     deciding = of_speed + rest if status in ("REGRESSED", "INCONCLUSIVE") or not of_speed else of_speed
-    twice = bool(of_speed) and looks[0]["status"] in IN_DOUBT  # the rest is judged by the first session
-    return "; ".join([*(p.get("brief", p["sentence"]) for p in deciding), *([f"speed judged by {_count(len(looks), 'session')}"] if twice else [])])
+    in_doubt = bool(of_speed) and looks[0]["status"] in IN_DOUBT  # the rest is judged by the first session
+    return "; ".join([*(p.get("brief", p["sentence"]) for p in deciding), *([f"speed judged by {_count(len(looks), 'session')}"] if in_doubt else [])])
 
 
 def judge_speed(gates: dict[str, Gate], golden: goldens.Golden, sessions: dict[str, list[list[float]]], found: dict[str, Any]) -> dict[str, dict]:
