@@ -90,6 +90,8 @@ def test_under_strict_what_fails_is_no_green_case(several, monkeypatch):
     suite = ElementTree.parse(several / "junit.xml").getroot()
     assert (suite.get("failures"), suite.get("skipped")) == ("2", "0")
     assert [c[0].tag for c in suite] == ["failure", "failure", "system-out"]
+    text = (several / "summary.md").read_text()
+    assert "| **INCONCLUSIVE** | – | – | in brief |" in text and text.endswith("|\n\n- INCONCLUSIVE: because \\| INCONCLUSIVE &lt;b>\n")
     assert suite[1][0].get("message") == "INCONCLUSIVE: in brief" and suite[1][0].text == "INCONCLUSIVE: because | INCONCLUSIVE <b>"
     assert suite[0][0].get("message") == suite[0][0].text == "NO_GOLDEN: because | NO_GOLDEN <b>"
 

@@ -115,13 +115,14 @@ def write(found: list[dict[str, Any]], folder: Path) -> None:
 
 
 def markdown(found: list[dict[str, Any]]) -> str:
-    """A table for a CI job's page."""
+    """A table for a CI job's page, and below it in full what is in doubt or worse."""
     lines = [f"## Goldbook: {whole(found)}", "", "| run | status | output tok/s | golden | why |", "| --- | --- | ---: | ---: | --- |"]
     for r in (r for r in found if r["status"] not in NOT_TAKEN):
         speed = throughput(r)
         numbers = [f"{speed[k]:,.0f}" if speed.get(k) else "–" for k in ("median", "golden_median")]
-        lines.append(f"| {r['run']} | **{r['status']}** | {numbers[0]} | {numbers[1]} | {_cell(r['sentence'])} |")
-    lines += ["", *(f"- {left['status']}, {_cell(left['why'])}: {left['runs']}" for left in left_out(found))]
+        lines.append(f"| {r['run']} | **{r['status']}** | {numbers[0]} | {numbers[1]} | {_cell(_brief(r))} |")
+    lines += ["", *(f"- {r['run']}: {_cell(r['sentence'])}" for r in found if r["status"] not in ("PASSED", "IMPROVED") and r["sentence"] != _brief(r))]
+    lines += [*(f"- {left['status']}, {_cell(left['why'])}: {left['runs']}" for left in left_out(found))]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -134,12 +135,16 @@ def junit(found: list[dict[str, Any]], strictly: bool = False) -> str:
     suite = ElementTree.Element("testsuite", name="goldbook", tests=str(len(found)), failures=str(count["failure"]), errors=str(count["error"]), skipped=str(count["skipped"]))
     for r in found:
         case = ElementTree.SubElement(suite, "testcase", classname="goldbook", name=r["run"], time=f"{r.get('seconds', 0):.1f}")
-        brief, whole_sentence = (NOT_XML.sub("", f"{r['status']}: {said}") for said in (r.get("brief") or r["sentence"], r["sentence"]))
+        brief, whole_sentence = (NOT_XML.sub("", f"{r['status']}: {said}") for said in (_brief(r), r["sentence"]))
         if kind := kinds.get(r["status"]):
             ElementTree.SubElement(case, kind, message=brief).text = whole_sentence
         else:
             ElementTree.SubElement(case, "system-out").text = whole_sentence
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _brief(result: dict[str, Any]) -> str:
+    return result.get("brief") or result["sentence"]
 
 
 def _cell(text: str) -> str:
