@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbook import metrics
+from workbook import metrics, schemas
 
 COLOURS = {"PASSED": "#1a7f37", "IMPROVED": "#0969da", "REGRESSED": "#cf222e", "INVALID": "#82071e",
            "INCONCLUSIVE": "#9a6700", "NO_GOLDEN": "#57606a", "SKIPPED": "#6e7781", "NOT_RUN": "#6e7781"}
@@ -58,7 +58,7 @@ def run_card(result: dict[str, Any], pages: list[str], links: dict[str, str]) ->
     below = "" if result["status"] in ("SKIPPED", "NOT_RUN") or not below else f'<p style="margin:.6em 0 0">{below}</p>'
     return (f'<section id="{html.escape(result["run"])}" style="margin:1.6em 0"><h3 style="margin:.2em 0;line-height:1.3">{html.escape(result["run"])}'
             f'<span style="font-weight:400;color:#57606a">&ensp;{html.escape(result["title"])}</span></h3>'
-            f'{verdict(result["status"], result.get("brief") or result["sentence"], result["questions"])}{below}</section>')
+            f'{verdict(result["status"], schemas.brief(result), result["questions"])}{below}</section>')
 
 
 def bare_page(title: str, note: str, body: str) -> str:

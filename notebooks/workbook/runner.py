@@ -273,7 +273,7 @@ def _report(statuses: list[str], strict: bool) -> int:
     skipped = Counter(r["sentence"] for r in found if r["status"] == "SKIPPED")
     taken = [r for r in found if r["status"] not in ("NOT_RUN", "SKIPPED")]
     for r in taken:
-        say(f"{r['run']:{max(len(r['run']) for r in taken)}}  {r['status']:13} {r.get('brief') or r['sentence']}"[:width])
+        say(f"{r['run']:{max(len(r['run']) for r in taken)}}  {r['status']:13} {schemas.brief(r)}"[:width])
     for reason, count in skipped.items():
         say(f"{count} SKIPPED: {reason}")
     if missing := sum(r["status"] == "NOT_RUN" for r in found):

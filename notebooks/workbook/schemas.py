@@ -92,6 +92,11 @@ def stopped(run: str, status: str, sentence: str, exam: Exam | None = None, stag
                   "sentence": sentence, "stopped_in": stage, "questions": [], "metrics": {}, "gates": {}})
 
 
+def brief(result: dict[str, Any]) -> str:
+    """A result's sentence in brief; whole where it has but that: what was stopped, or written before there was a brief one."""
+    return result.get("brief") or result["sentence"]
+
+
 def read_result(path: Path) -> dict[str, Any]:
     """Read and check a `result.json`.
 

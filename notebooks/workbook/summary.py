@@ -9,7 +9,7 @@ from typing import Any
 from workbook import exams, files, metrics, paths, progress, runs, schemas
 from workbook.errors import BadInput
 from workbook.runs import STAGES
-from workbook.statuses import EXIT_CODES, STRICT_EXIT_CODES, overall, strict
+from workbook.statuses import EXIT_CODES, IN_DOUBT, STRICT_EXIT_CODES, overall, strict
 
 NOT_TAKEN = ("SKIPPED", "NOT_RUN")
 NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -115,13 +115,13 @@ def write(found: list[dict[str, Any]], folder: Path) -> None:
 
 
 def markdown(found: list[dict[str, Any]]) -> str:
-    """A table for a CI job's page, and below it in full what is in doubt or worse."""
+    """A table for a CI job's page, and below it in full what is REGRESSED or INCONCLUSIVE."""
     lines = [f"## Goldbook: {whole(found)}", "", "| run | status | output tok/s | golden | why |", "| --- | --- | ---: | ---: | --- |"]
     for r in (r for r in found if r["status"] not in NOT_TAKEN):
         speed = throughput(r)
         numbers = [f"{speed[k]:,.0f}" if speed.get(k) else "–" for k in ("median", "golden_median")]
-        lines.append(f"| {r['run']} | **{r['status']}** | {numbers[0]} | {numbers[1]} | {_cell(_brief(r))} |")
-    lines += ["", *(f"- {r['run']}: {_cell(r['sentence'])}" for r in found if r["status"] not in ("PASSED", "IMPROVED") and r["sentence"] != _brief(r))]
+        lines.append(f"| {r['run']} | **{r['status']}** | {numbers[0]} | {numbers[1]} | {_cell(schemas.brief(r))} |")
+    lines += ["", *(f"- {r['run']}: {_cell(r['sentence'])}" for r in found if r["status"] in IN_DOUBT and r["sentence"] != schemas.brief(r))]
     lines += [*(f"- {left['status']}, {_cell(left['why'])}: {left['runs']}" for left in left_out(found))]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -135,16 +135,12 @@ def junit(found: list[dict[str, Any]], strictly: bool = False) -> str:
     suite = ElementTree.Element("testsuite", name="goldbook", tests=str(len(found)), failures=str(count["failure"]), errors=str(count["error"]), skipped=str(count["skipped"]))
     for r in found:
         case = ElementTree.SubElement(suite, "testcase", classname="goldbook", name=r["run"], time=f"{r.get('seconds', 0):.1f}")
-        brief, whole_sentence = (NOT_XML.sub("", f"{r['status']}: {said}") for said in (_brief(r), r["sentence"]))
+        brief, whole_sentence = (NOT_XML.sub("", f"{r['status']}: {said}") for said in (schemas.brief(r), r["sentence"]))
         if kind := kinds.get(r["status"]):
             ElementTree.SubElement(case, kind, message=brief).text = whole_sentence
         else:
             ElementTree.SubElement(case, "system-out").text = whole_sentence
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
-
-
-def _brief(result: dict[str, Any]) -> str:
-    return result.get("brief") or result["sentence"]
 
 
 def _cell(text: str) -> str:

@@ -17,7 +17,7 @@ from workbook import exams, models  # noqa: E402
 
 STEPS = 400
 CONTEXT = 600
-"""Tokens before the one that is decoded. The time does not depend on it."""
+"""Tokens before the one that is decoded. They are only added up."""
 
 
 def main() -> int:

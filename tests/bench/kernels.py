@@ -37,10 +37,11 @@ def main() -> int:
         print(f"{exam.run}, {exam.model}; the engine's log: {log}")
         for some in (batch[:count] for count in args.requests):
             engine.generate(some)
-            for title, requests in (("the prompts", [replace(r, max_tokens=1) for r in some]), ("whole answers", some)):
-                rows, seconds, output = _profiled(engine, requests)
-                spent = _print(f"{len(some)} requests, {title}", rows, seconds, output, args.rows)
-            bounds.append(f"{len(some):8,} {output:9,} {spent:10.3f} {output / spent:9,.0f}")  # of the last, the whole answers
+            _print(f"{len(some)} requests, the prompts", *_profiled(engine, [replace(r, max_tokens=1) for r in some]), args.rows)
+            rows, seconds, output = _profiled(engine, some)
+            _print(f"{len(some)} requests, whole answers", rows, seconds, output, args.rows)
+            spent = sum(row[2] for row in rows)
+            bounds.append(f"{len(some):8,} {output:9,} {spent:10.3f} {output / spent:9,.0f}")
         print("\nrequests    tokens kernels, s     tok/s", *bounds, sep="\n", flush=True)
     finally:
         if not platforms.gpus():  # there only the end of this process frees the memory, which `close` would wait for
@@ -60,15 +61,13 @@ def _profiled(engine, requests) -> tuple[list[tuple[str, int, float]], float, in
     return sorted((r for r in rows if r[2]), key=lambda r: -r[2]), seconds, sum(a.output_tokens for a in answers)
 
 
-def _print(title: str, rows: list[tuple[str, int, float]], seconds: float, output: int, count: int) -> float:
-    """Seconds in kernels."""
+def _print(title: str, rows: list[tuple[str, int, float]], seconds: float, output: int, count: int) -> None:
     total = sum(r[2] for r in rows)
     print(f"\n{title}: {output:,} tokens in {seconds:.2f} s, {total:.2f} s of it in kernels ({100 * total / seconds:.0f} %)")
     print("share    calls   each, µs  kernel")
     for name, calls, spent in rows[:count]:
         print(f"{spent / total:5.1%} {calls:8,} {spent / calls * 1e6:10.1f}  {name[:140]}")
     print(f"{sum(r[2] for r in rows[count:]) / total:5.1%} {sum(r[1] for r in rows[count:]):8,}{'':13}{max(len(rows) - count, 0)} others", flush=True)
-    return total
 
 
 if __name__ == "__main__":
