@@ -66,6 +66,7 @@ def test_sessions_are_added_until_there_are_enough(place, blessed):
     first, partial, refused, added, done = blessed
     assert first.returncode == 0 and "2 sessions; expected at least 3" in first.stderr, first.stderr
     assert len(json.loads(partial)["sessions"]) == 2
+    assert str(page := place / "reports" / "index.html") in first.stderr and "as a session of a recording" in page.read_text()
     assert refused.returncode == 2 and "cannot be blessed: 2 sessions" in refused.stderr
     assert added.returncode == 0 and 'make it the golden with: make bless RUN=quick REASON="..."' in added.stderr, added.stderr
     assert done.returncode == 0, done.stderr
@@ -212,6 +213,7 @@ def test_an_invalid_session_is_not_recorded(place, blessed):
     with scripted_server.running({"ttft": 0.0, "fault": "truncate"}) as broken:
         done = call("record", "quick", "--sessions", "1", "--set", f"endpoint={broken.url}")
     assert done.returncode == 2 and "cannot be recorded: " in done.stderr and "not one request was answered" in done.stderr, done.stderr
+    assert [r["status"] for r in json.loads((place / "reports" / "summary.json").read_text())["runs"] if r["run"] == "quick"] == ["INVALID"]
     assert candidates.path_of("quick").read_text() == before and not (paths.run_folder("quick") / "session.json").exists()
 
 

@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from workbook import candidates, drift, exams, files, goldens, platforms, runner, runs, schemas, suspects
+from workbook import candidates, drift, exams, files, goldens, paths, platforms, runner, runs, schemas, suspects
 from workbook.errors import BadInput
 from workbook.exams import Written
 from workbook.goldens import Golden
@@ -38,14 +38,25 @@ def record(name: str, overrides: Written | None = None, sessions: int = candidat
         candidates.keep(path)
         if candidate:
             goldens.write(path, candidate)
-        for number in range(1, sessions + 1):
-            runner.say(f"\n{exam.run}: session {number} of {sessions}")
-            session = _session(exam, f"{number - 1} of this recording are kept" if number > 1 else "", str(path) if candidate else "")
-            if candidate and (worse := candidates.worse(session, candidate, exam)):
-                raise _unrecorded(exam, f"its answers are worse than those of the sessions that it would be added to: {'; '.join(worse)}", f"{len(candidate.sessions)} in the candidate, are kept")
-            candidate = goldens.merge(candidate, session) if candidate else session
-            _write(path, candidate, as_run)
+        try:
+            for number in range(1, sessions + 1):
+                runner.say(f"\n{exam.run}: session {number} of {sessions}")
+                session = _session(exam, f"{number - 1} of this recording are kept" if number > 1 else "", str(path) if candidate else "")
+                if candidate and (worse := candidates.worse(session, candidate, exam)):
+                    raise _unrecorded(exam, f"its answers are worse than those of the sessions that it would be added to: {'; '.join(worse)}", f"{len(candidate.sessions)} in the candidate, are kept")
+                candidate = goldens.merge(candidate, session) if candidate else session
+                _write(path, candidate, as_run)
+        except BadInput:
+            _summarize()
+            raise
+        _summarize()
     return candidate
+
+
+def _summarize() -> None:
+    """The page of all runs, which would say of the last session's folder what was in it before."""
+    problem = runner.summarize()
+    runner.say(f"summary.ipynb failed: {problem}" if problem else str(paths.reports() / "index.html"))
 
 
 def pool(name: str, places: Sequence[str], add: bool = False) -> Golden:
