@@ -1,6 +1,7 @@
 """The summary's files, the cards, the charts, and a run's folder."""
 import json
 import os
+import re
 import subprocess
 import xml.etree.ElementTree as ElementTree
 
@@ -79,7 +80,19 @@ def test_the_files_for_machines(several):
         "a": ["system-out"], "b": ["failure"], "c": ["error"], "d": ["skipped"], "e": ["error"], "f": ["skipped"]}
     text = (several / "summary.md").read_text()
     assert "| a | **PASSED** | 90 | 100 |" in text and "because \\| REGRESSED &lt;b>" in text
-    assert text.endswith("|\n\n- NOT RUN, has not been run on this machine: d, f\n")
+    assert text.endswith("|\n\n- NOT RUN, has not been run on this machine: 2 (d; f)\n")
+
+
+@pytest.mark.parametrize("answer, lines", [
+    ("a; b", ["a", "b"]), ("a (b; c); d", ["a (b; c)", "d"]), ("a (b; c (d); e) f; g", ["a (b; c (d); e) f", "g"]), ("a); b", ["a)", "b"]), ("", [""])])
+def test_parts_of_an_answer_stand_on_lines_of_their_own(answer, lines):
+    page = cards.verdict("PASSED", "fine", [{"question": "?", "answer": answer}])
+    assert re.findall(r"text-indent:-1em\">(.*?)</div>", page) == lines
+
+
+def test_runs_that_were_not_taken_are_named_by_exam():
+    found = [{"run": run, "status": "SKIPPED", "sentence": "no GPU"} for run in ("a", "a@x", "a@y", "b", "c@x")]
+    assert summary.left_out(found) == [{"runs": "5", "status": "SKIPPED", "why": "no GPU", "which": "a @x @y; b; c @x"}]
 
 
 def test_under_strict_what_fails_is_no_green_case(several, monkeypatch):

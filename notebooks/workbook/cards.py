@@ -42,7 +42,14 @@ def verdict(status: str, sentence: str, questions: Iterable[dict[str, str]] = ()
 
 def _lines(answer: str) -> str:
     """An answer, each of the parts that semicolons join on a line of its own, but for those in brackets."""
-    return "".join(f'<div style="padding-left:1em;text-indent:-1em">{html.escape(part)}</div>' for part in re.split(r"; (?![^()]*\))", answer))
+    lines, depth = [""], 0
+    for part in re.split("(; |[()])", answer):
+        depth = max(0, depth + {"(": 1, ")": -1}.get(part, 0))
+        if part == "; " and not depth:
+            lines.append("")
+        else:
+            lines[-1] += part
+    return "".join(f'<div style="padding-left:1em;text-indent:-1em">{html.escape(line)}</div>' for line in lines)
 
 
 def run_card(result: dict[str, Any], pages: list[str], links: dict[str, str]) -> str:

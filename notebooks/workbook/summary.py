@@ -46,12 +46,21 @@ def throughput(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def left_out(found: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """The runs that were not taken, those with the same reason together: runs, status, why."""
+    """The runs that were not taken, those with the same reason together: how many, status, why, which."""
     names: dict[tuple[str, str], list[str]] = {}
     for r in found:
         if r["status"] in NOT_TAKEN:
             names.setdefault((r["status"], r["sentence"]), []).append(r["run"])
-    return [{"runs": ", ".join(runs), "status": status.replace("_", " "), "why": why} for (status, why), runs in names.items()]
+    return [{"runs": str(len(runs)), "status": status.replace("_", " "), "why": why, "which": _by_exam(runs)} for (status, why), runs in names.items()]
+
+
+def _by_exam(names: list[str]) -> str:
+    """Names of runs, an exam's variants behind it: there are more of them than anybody reads one by one."""
+    variants: dict[str, list[str]] = {}
+    for name in names:
+        exam, at, variant = name.partition("@")
+        variants.setdefault(exam, []).append(at + variant)
+    return "; ".join(" ".join(filter(None, [exam, *found])) for exam, found in variants.items())
 
 
 def links(run: str, place: Path) -> dict[str, str]:
@@ -122,7 +131,7 @@ def markdown(found: list[dict[str, Any]]) -> str:
         numbers = [f"{speed[k]:,.0f}" if speed.get(k) else "–" for k in ("median", "golden_median")]
         lines.append(f"| {r['run']} | **{r['status']}** | {numbers[0]} | {numbers[1]} | {_cell(schemas.brief(r))} |")
     lines += ["", *(f"- {r['run']}: {_cell(r['sentence'])}" for r in found if r["status"] in IN_DOUBT and r["sentence"] != schemas.brief(r))]
-    lines += [*(f"- {left['status']}, {_cell(left['why'])}: {left['runs']}" for left in left_out(found))]
+    lines += [*(f"- {left['status']}, {_cell(left['why'])}: {left['runs']} ({left['which']})" for left in left_out(found))]
     return "\n".join(lines).rstrip() + "\n"
 
 
