@@ -195,3 +195,25 @@ def test_drift_is_the_mean_difference_of_each_sequence():
     assert drift.compare([[-1.0]], [[float("nan")]]).status == "REGRESSED"
     with pytest.raises(ValueError, match="not of the same sequences"):
         drift.compare([[-1.0]], [[-1.0, -2.0]])
+
+
+@pytest.mark.parametrize("right", range(250, 400, 10))
+def test_a_fall_of_a_point_is_one_whatever_its_shares_round_to(right):
+    golden, new = (np.zeros((1000, 1), bool) for _ in range(2))
+    golden[:right], new[10:right] = True, True
+    assert accuracy.compare(golden, new).status == "REGRESSED"
+    new[9] = True
+    assert accuracy.compare(golden, new).status == "PASSED"
+
+
+def test_samples_of_one_question_are_not_independent_answers():
+    one = accuracy.estimate(np.array([[True, False, True, False]]))
+    assert one.worth == 1 and one.high - one.low > 0.8
+
+
+def test_pass_at_k_of_very_many_samples():
+    correct = np.zeros((2, 1100), bool)
+    correct[:, :20] = True
+    found = accuracy.pass_at(correct)
+    assert found[0] == pytest.approx(20 / 1100) and found[-1] == 1 and np.all(np.diff(found) >= 0)
+    assert found[499] == pytest.approx(1 - np.prod([(1080 - k) / (1100 - k) for k in range(500)]))

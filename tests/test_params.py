@@ -72,7 +72,11 @@ WRONG = [
     ({"engine_args": {"speculative_config": {"method": "suffix"}}}, "parameters: key 'engine_args.speculative_config.method' is 'suffix', which drafts from earlier answers: "
      "a pass would be fed by the one before; expected suffix_decoding_max_cached_requests: 0 beside it"),
     ({"gates": {"acceptance_pct": {}}}, "parameters: key 'gates' names the metric 'acceptance_pct', of speculative decoding: expected engine_args.speculative_config"),
-    ({"requires": {"device": "cpu"}, "gates": {"gpu_clock_mhz": {}}}, "parameters: key 'gates' names the metric 'gpu_clock_mhz', which a CPU does not have: expected requires.device: gpu or any"),
+    ({"requires": {"device": "cpu"}, "gates": {"gpu_clock_mhz": {}}}, "parameters: key 'gates' names the metric 'gpu_clock_mhz', which is measured only where a GPU generates: expected requires.device: gpu or any"),
+    ({"requires": {"device": "cpu"}, "gates": {"front_end_cpu_pct": {}}}, "parameters: key 'gates' names the metric 'front_end_cpu_pct', which is measured only where a GPU generates: expected requires.device: gpu or any"),
+    ({"gates": {"client_cpu_pct": {}}}, "parameters: key 'gates' names the metric 'client_cpu_pct', of the process that asks, which with engine 'offline' is the engine's own: expected another engine"),
+    ({"engine": "server", "gates": {"straggler_pct": {}}}, "parameters: key 'gates' names the metric 'straggler_pct', how long replicas wait for the slowest: expected several (key 'replicas', with engine: server)"),
+    ({"engine": "endpoint", "endpoint": "http://localhost:1", "gates": {"startup_s": {}}}, "parameters: key 'gates' names the metric 'startup_s', which of a server that runs already is not known: expected another engine"),
     ({"gates": {"e2e_p99_ms": {}}}, "parameters: key 'gates' names the metric 'e2e_p99_ms', of 32 requests a repetition, of which it is no more than the slowest few: "
      "expected 1,000 or more, or a lower percentile"),
     ({"num_prompts": 2000, "concurrency": [500, 2000], "gates": {"e2e_p99_ms@500": {}}}, "parameters: key 'gates' names the metric 'e2e_p99_ms@500', of 500 requests a repetition, "

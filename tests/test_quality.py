@@ -185,3 +185,11 @@ def test_the_limit_of_drift_follows_the_noise_between_sessions():
 
 def test_counts_of_different_numbers_of_samples_are_compared_as_shares():
     assert accuracy.differences(np.array([6, 0]), 12, np.array([2, 1]), 4).tolist() == [0, -3]
+
+
+@pytest.mark.parametrize("before", range(0, 100, 5))
+def test_a_rise_of_two_points_is_one_whatever_its_shares_round_to(before):
+    golden_signs = [1] * before + [0] * (1000 - before)
+    for rise, status in ((20, "REGRESSED"), (19, "PASSED")):
+        now = [1] * (before + rise) + [0] * (1000 - before - rise)
+        assert quality.judge_rates({"loop": Tally(before + rise, 1000, now)}, keeping("loop", golden_signs, 1))["status"] == status

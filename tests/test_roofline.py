@@ -270,6 +270,8 @@ def test_an_endpoint_says_nothing_of_its_machine():
 def test_a_failed_request_has_no_time():
     requests = pd.concat([load(FULL), load([(0, nan)])])
     assert diagnosis.evidence(exam(), requests, [one()], {}, ROOF).in_flight == pytest.approx(8)
+    none = diagnosis.evidence(exam(), load([(0, nan)]), [one()], {}, ROOF)
+    assert (none.in_flight, none.idle_pct) == (0, 0) and diagnosis.diagnose(none)[1]
 
 
 def test_more_than_the_roof_is_said():

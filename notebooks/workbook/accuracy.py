@@ -65,7 +65,7 @@ def estimate(correct: np.ndarray) -> Accuracy:
     """
     means, share, answers, questions = correct.mean(axis=1), float(correct.mean()), correct.size, len(correct)
     variance = float(means.var()) / questions
-    worth = min(answers, share * (1 - share) / variance) if variance else float(answers if 0 < share < 1 else questions)
+    worth = min(answers, share * (1 - share) / variance) if variance else float(answers if 0 < share < 1 and questions > 1 else questions)
     low, high = wilson(share, worth)
     return Accuracy(share, low, high, answers, questions, worth, pass_at(correct))
 
@@ -82,7 +82,12 @@ def pass_at(correct: np.ndarray) -> list[float]:
     """pass@k for k = 1 to n: the mean over questions of 1 - C(n - c, k) / C(n, k), c of n samples being right; without
     bias, as in Chen et al. 2021, "Evaluating Large Language Models Trained on Code"."""
     n, wrong = correct.shape[1], (~correct).sum(axis=1)
-    return [float(np.mean(1 - special.comb(wrong, k) / special.comb(n, k))) for k in range(1, n + 1)]
+    return [float(np.mean(1 - np.exp(_log_comb(wrong, k) - _log_comb(n, k)))) for k in range(1, n + 1)]
+
+
+def _log_comb(n: np.ndarray | int, k: int) -> np.ndarray:
+    """Of C(n, k), which itself is beyond a float from some 1,000 samples on; -inf where n < k."""
+    return np.where(np.less(n, k), -np.inf, special.gammaln(np.add(n, 1.0)) - special.gammaln(k + 1.0) - special.gammaln(np.maximum(np.subtract(n, k), 0) + 1.0))
 
 
 def compare(golden: np.ndarray, new: np.ndarray, *, sampled: bool = False) -> Drop:
@@ -96,7 +101,7 @@ def compare(golden: np.ndarray, new: np.ndarray, *, sampled: bool = False) -> Dr
         sampled: whether answers are drawn at a temperature; several of a question are in any case.
     """
     before = golden.mean(axis=1)
-    drop = float(before.mean() - new.mean())
+    drop = round(float(before.mean() - new.mean()), 12)  # of shares, whose difference is a bit more or less than a point that it is
     alpha = ALPHA_SAMPLED if sampled or max(golden.shape[1], new.shape[1]) > 1 else ALPHA
     lost, all_lost = (differences(golden.sum(axis=1), golden.shape[1], other.sum(axis=1), new.shape[1]) for other in (new, np.zeros_like(new)))
     scale = math.lcm(golden.shape[1], new.shape[1])

@@ -153,7 +153,7 @@ def evidence(exam: Exam, requests: pd.DataFrame, done: Sequence[Repetition], bus
     ended = requests[requests.last_token_s.notna()]
     makespan = sum(r.finished - r.arrival for r in done)
     # Up to the last token: after it the engine waits for nobody, and the host hands the answers over.
-    in_use, spans = np.sum([_occupied(rows) for _, rows in ended.groupby(["session", "repetition"])], axis=0)
+    in_use, spans = np.sum([_occupied(rows) for _, rows in ended.groupby(["session", "repetition"])], axis=0) if len(ended) else (nan, nan)
     device = "accelerator" if exam.engine == "endpoint" else "GPU" if platforms.gpus() else "CPU"
     together = exam.engine_args.get("tensor_parallel_size", 1)
     shares = {"GPU": _least_busy(busy, together), "CPU": [busy.get("cpu_busy_pct", nan)]}.get(device, [])

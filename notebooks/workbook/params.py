@@ -93,7 +93,7 @@ class Exam(Section):
     load: Literal["batch", "closed", "poisson", "gamma", "burst"] = Field("batch", description="how requests arrive: all at once; so many always under way; at a rate; or so many at a time (those of a batch, and the first of a closed loop, find their connections to a server open)")
     concurrency: list[Annotated[int, Field(ge=1)]] = Field([], description="one size or several, measured one after the other (a sweep). batch: sizes of the batches, the last with every request (empty: only that); closed: requests under way; burst: requests in a burst")
     request_rate: float = Field(0.0, ge=0, description="requests a second, on average (loads poisson, gamma, burst)")
-    burstiness: float = Field(1.0, gt=0, description="shape of the gaps (load gamma): 1 is Poisson, less is burstier, more is more even")
+    burstiness: float = Field(1.0, ge=0.05, description="shape of the gaps (load gamma): 1 is Poisson, less is burstier, more is more even")
     repetitions: int = Field(3, ge=1, description="measured repetitions of the load in a session")
     warmup: int | Literal["auto"] = Field("auto", description="unmeasured passes first: so many, or `auto`: until the output tok/s of two in a row agree within 2 %, at most 5")
     scorers: list[Literal["numeric", "verl_strict", "verl_flexible", "lm_eval_strict", "lm_eval_flexible"]] = Field([], description="how answers are judged; the first one counts, the others are shown beside it")
@@ -203,35 +203,12 @@ class Exam(Section):
             yield f"key 'request_rate' is {self.request_rate:g}: load '{self.load}' has no rate; expected 0, or load: poisson, gamma or burst"
 
     def _gate_problems(self):
-        # Imported here: the metrics bring pandas, which reading a params file must not wait for.
-        from workbook.metrics import METRICS, THROUGHPUT
-        known = [f"{name}@{size}" if size and not metric.once else name for name, metric in METRICS.items() for size in self.points or [0]]
         for name in self.ceilings:
             if name not in CEILINGS:
                 yield f"key 'ceilings' names the rate '{name}'; expected one of {', '.join(CEILINGS)}{nearest(name, list(CEILINGS))}"
-        for name in self.gates:
-            if name not in known:
-                what = f"measured at a point of the sweep, such as '{THROUGHPUT}@{self.points[-1]}'" if self.points else "that is measured"
-                yield f"key 'gates' names the metric '{name}'; expected one {what}{nearest(name, known)}"
-            elif why := self._unmeasurable(*name.partition("@")[::2]):
-                yield f"key 'gates' names the metric '{name}', {why}"
-
-    def _unmeasurable(self, metric: str, point: str) -> str:
-        """Why a metric cannot be judged whatever the machine, and what is expected; empty if it can."""
-        first, streams, interval = metric.partition("_")[0], self.engine in ("server", "endpoint"), self.engine_args.get("stream_interval", 1)
-        count = int(point) if point and self.load == "batch" else self.num_prompts * self.n
-        needs = {"goodput": (any(self.slo.model_dump().values()), "which counts requests within limits: expected some in key 'slo'"),
-                 "itl": (streams and interval == 1, f"the gaps of a stream, and engine '{self.engine}' gives none: expected engine: server or endpoint" if not streams else
-                         f"the gaps of a stream, whose events hold {interval} tokens each by engine_args.stream_interval: expected 1, or a gate of tpot"),
-                 "queue": (not streams, f"which engine '{self.engine}' does not tell: expected engine: offline or async"),
-                 "acceptance": (self.engine == "endpoint" or "speculative_config" in self.engine_args, "of speculative decoding: expected engine_args.speculative_config")}
-        if first in needs and not needs[first][0]:
-            return needs[first][1]
-        if first in ("gpu", "energy") and self.requires.device == "cpu":
-            return "which a CPU does not have: expected requires.device: gpu or any"
-        if "_p99_" in metric and count < REQUESTS_OF_P99:
-            return f"of {count:,} requests a repetition, of which it is no more than the slowest few: expected {REQUESTS_OF_P99:,} or more, or a lower percentile"
-        return ""
+        if self.gates:
+            from workbook import gates  # here: it brings pandas, which reading another params file must not wait for
+            yield from gates.problems(self)
 
     @property
     def points(self) -> list[int]:

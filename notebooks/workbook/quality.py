@@ -46,7 +46,7 @@ def judge_rates(found: Mapping[str, Tally], golden: Golden | None, ceilings: Map
         each[name] = {"count": now.count, "of": now.of, "ceiling": ceilings[name], "golden": None, "p": None, "status": "NO_GOLDEN"}
         if name in lost:
             p, before = accuracy.sign_flip(lost[name]), known[name]
-            worse = p < ALPHA / max(1, sum(map(np.any, lost.values()))) and now.share - before.share >= RISE
+            worse = p < ALPHA / max(1, sum(map(np.any, lost.values()))) and round(now.share - before.share, 12) >= RISE
             each[name] |= {"golden": [before.count, before.of], "p": p, "status": "REGRESSED" if worse else "PASSED"}
     rose = [f"{degeneration.sentence(name, found[name])}, {degeneration.percent(known[name].share)} of the golden's (p = {row['p']:.2g})"
             for name, row in each.items() if row["status"] == "REGRESSED"]

@@ -172,7 +172,7 @@ def run(process: psutil.Process, gpus: Sequence[int], urls: Sequence[str]) -> No
         busy = cores.own(psutil.cpu_percent(percpu=True))
         before, began = used, at
         (resident, used), at = tree.usage(), time.monotonic()
-        taken = {pid: seconds - before.get(pid, 0.0) for pid, seconds in used.items()}
+        taken = {pid: seconds - before[pid] for pid, seconds in used.items() if pid in before}  # one that is new here may have run for some time
         own = 100 * sum(taken.values()) / (at - began) / len(busy)
         row: dict[str, Any] = {"time": at, "cpu_busy_pct": (all_pct := sum(busy) / len(busy)), "rss_gb": resident / 1e9,
                                "others_cpu_pct": max(0.0, all_pct - own),
