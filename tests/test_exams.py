@@ -325,6 +325,7 @@ def test_a_relative_folder_counts_from_the_checkout(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("words, said", [
     ('n=8 n=4', "SET: key 'n' is given twice; expected it once"),
+    ('run=other', "SET: key 'run' is 'other'; it is the params file's name, and is not overridden: expected RUN=other"),
     ("gates.output_tok_s.delta=0.1 n=2 gates.output_tok_s.delta=0.2", "SET: key 'gates.output_tok_s.delta' is given twice; expected it once")])
 def test_what_is_said_twice_is_not_taken_by_chance(words, said):
     with pytest.raises(BadInput, match=said):

@@ -5,8 +5,10 @@ import re
 import sys
 import time
 import types
+from typing import Literal
 
 import psutil
+import pydantic
 import pytest
 from workbook import controls, cores, params, paths, platforms
 from workbook.engines import arguments, base
@@ -194,6 +196,17 @@ def test_the_cause_of_a_dead_engine_is_found_in_its_log(tmp_path):
     assert base.last_error(log) == "RuntimeError: out of paper", "a warning is no error"
 
 
+def test_what_refuses_to_start_names_the_arguments():
+    class Config(pydantic.BaseModel):
+        dtype: Literal["auto", "half"] = "auto"
+        seats: int = pydantic.Field(1, ge=1)
+    with pytest.raises(pydantic.ValidationError) as refused:
+        Config(dtype="bf16", seats=0)
+    assert base.refusal(refused.value, {"dtype": "bf16"}) == "engine_args.dtype is 'bf16': Input should be 'auto' or 'half'; seats: Input should be greater than or equal to 1"
+    assert base.refusal(TypeError("'<' not\nsupported"), {"max_num_seqs": "lots"}) == "TypeError: '<' not supported (engine_args: max_num_seqs 'lots')"
+    assert base.keyed("ValueError: decrease --gpu-memory-utilization").endswith("engine_args.kv_cache_memory_bytes") and base.keyed("no") == "no"
+
+
 def test_the_attention_that_vllm_chose_is_found_in_its_log(tmp_path):
     """The lines are vLLM's of a GPU, by every server the same, and one where the exam named the back end; a CPU's log has none."""
     log = tmp_path / "engine.log"
@@ -235,12 +248,12 @@ def test_every_argument_of_the_installed_vllm_is_known():
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     fields = {field.name: 1 for field in dataclasses.fields(AsyncEngineArgs) if field.name not in ("model", "load_format") and "_parallel_" not in field.name}
-    arguments.require(params.check({"run": "x", "engine": "async", "engine_args": fields}))
+    arguments.require(params.check({"run": "x", "engine": "async", "engine_args": fields | {"max_model_len": 100}}))
     parser = ServeSubcommand().subparser_init(FlexibleArgumentParser().add_subparsers())
     words = {word[2:].replace("-", "_"): 1 for action in parser._actions for word in action.option_strings if word.startswith("--")}
     assert len(words) > 200 and "no_enable_prefix_caching" in words
     kept = {word: 1 for word in words if word not in ("model", "load_format") and "_parallel_" not in word}
-    arguments.require(params.check({"run": "x", "engine": "server", "engine_args": kept}))
+    arguments.require(params.check({"run": "x", "engine": "server", "engine_args": kept | {"max_model_len": 100}}))
 
 
 def test_where_vllm_has_no_source_to_read_nothing_is_refused(tmp_path, monkeypatch):

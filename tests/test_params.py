@@ -33,6 +33,7 @@ WRONG = [
     ({"requires": {"gpu": 1}}, "parameters: unknown key 'requires.gpu' (value 1); did you mean 'gpus'?"),
     ({"gates": {"output_tok_s": {"delta": 5.0}}}, "parameters: key 'gates.output_tok_s.delta' is 5.0; expected less than 1.0"),
     ({"gates": {"output_tok": {}}}, "parameters: key 'gates' names the metric 'output_tok'; expected one that is measured; did you mean 'output_tok_s'?"),
+    ({"gates": {"foo": {}}}, "parameters: key 'gates' names the metric 'foo'; expected one that is measured, such as 'output_tok_s'"),
     ({"concurrency": [1, 32], "gates": {"output_tok_s@23": {}}},
      "parameters: key 'gates' names the metric 'output_tok_s@23'; expected one measured at a point of the sweep, such as 'output_tok_s@32'; did you mean 'output_tok_s@32'?"),
     ({"n": 4}, "parameters: key 'n' is 4: temperature 0 gives the same answer every time; expected n = 1 or a temperature above 0"),
@@ -81,6 +82,7 @@ WRONG = [
      "expected 1,000 or more, or a lower percentile"),
     ({"num_prompts": 2000, "concurrency": [500, 2000], "gates": {"e2e_p99_ms@500": {}}}, "parameters: key 'gates' names the metric 'e2e_p99_ms@500', of 500 requests a repetition, "
      "of which it is no more than the slowest few: expected 1,000 or more, or a lower percentile"),
+    ({"max_tokens": 512, "engine_args": {"max_model_len": 512}}, "parameters: key 'max_tokens' is 512, and engine_args.max_model_len, which a prompt and its answer share, is 512; expected max_tokens below it"),
     ({"engine": "endpoint"}, "parameters: key 'endpoint' is empty: engine 'endpoint' is a server that runs already; expected its URL"),
     ({"engine": "endpoint", "endpoint": "https://me:secret@host/v1"}, "parameters: key 'endpoint' has a user name, a password or a query: the report shows it to everybody; "
      "expected scheme, host, port and path alone, the key being in the environment variable OPENAI_API_KEY"),

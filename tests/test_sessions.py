@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pandas as pd
@@ -160,9 +161,10 @@ def test_a_recording_takes_no_confirming_session(folders, monkeypatch):
     asked = []
     monkeypatch.setattr(runner, "run_stage", lambda exam, stage, folder, confirm=True, reference="": asked.append((confirm, reference)) or "enough")
     monkeypatch.setattr(platforms, "changed_files", list)
+    monkeypatch.setattr(runner, "summarize", lambda: asked.append("summary") or "")
     with pytest.raises(BadInput, match="enough"):
         recording.record("x", None, sessions=3)
-    assert asked == [(False, "own")], "and the first session reads its own sequences, whatever golden there is"
+    assert asked == [(False, "own"), "summary"], "and the first session reads its own sequences, whatever golden there is"
 
 
 def test_an_interrupted_recording_says_what_is_there(folders, monkeypatch, capsys):
@@ -190,6 +192,12 @@ def test_a_full_disk_is_a_sentence_and_the_next_run_is_tried(folders, monkeypatc
     said = capsys.readouterr().err
     assert "result.json: No space left on device" in said and "x: its result cannot be written: [Errno 28]" in said and "Traceback" not in said
     assert (paths.run_folder("x") / "params.yaml").exists(), "of which the summary says that it was begun"
+
+
+def test_too_little_room_for_a_run_is_said_before_it(folders, monkeypatch):
+    monkeypatch.setattr(runner.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=200_000))
+    with pytest.raises(BadInput, match=r"reports: has 0.2 MB free; expected 20 or more, for the results of a run"), runner.Reports():
+        pass
 
 
 # -- what it is made of -------------------------------------------------------------------------

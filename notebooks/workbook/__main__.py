@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno not in UNWRITABLE:
             traceback.print_exc()
         else:
-            print(f"goldbook: {error.filename or 'a file'}: cannot be written ({error.strerror}); GOLDBOOK_REPORTS names another folder for the reports", file=sys.stderr)
+            from workbook import paths
+            print(f"goldbook: {error.filename or paths.reports()}: cannot be written ({error.strerror}); GOLDBOOK_REPORTS names another folder for the reports", file=sys.stderr)
         return 2
     except Exception:
         # Python's own code for this is 1, which here means REGRESSED.

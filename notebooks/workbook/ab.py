@@ -50,7 +50,7 @@ def take(run: str, sets: dict[str, str], pythons: dict[str, str], pairs: int, ov
         files.write_json(folder / paired.PLAN, {"run": run, "pairs": pairs, "started": runs.now(), "variants": plan})
         say(f"\n{run}: {both['a'].title}\n  {2 * pairs} visits, A B, B A and again; A: {sets['a'] or 'as written'}; B: {sets['b'] or 'as written'}")
         if plan["a"]["params"] == plan["b"]["params"] and found["a"] == found["b"]:
-            say("  A and B are the same: what will differ is what this machine's noise makes of it")
+            say("  A and B are the same: what will differ is what this machine's noise makes of it (B=\"engine_args.max_num_seqs=64\" would say what B changes)")
         visit_all(paired.read(run))
         return report(run, strict)
 

@@ -36,6 +36,7 @@ def annotated(exam: Exam, comment: Callable[..., str]) -> str:
 
 def listing() -> str:
     """A line for every run: name, what it needs, whether this machine can take it, title."""
+    exams.require_folder()
     rows = []
     for run in exams.names():
         try:

@@ -57,6 +57,12 @@ def load(run: str, overrides: Written | None = None) -> Exam:
     return params.check(written.values, f"params/{file_of(run).name}{f' with {also}' if also else ''}", written.places)
 
 
+def require_folder() -> None:
+    """Raise BadInput if there is no folder of params files."""
+    if not paths.params().is_dir():
+        raise BadInput(f"{paths.params()}: no such folder; expected the params files there, or GOLDBOOK_PARAMS to name another")
+
+
 def resolve(run: str, overrides: Written | None = None) -> Written:
     """What a run's flat parameters are made of, and where each value comes from; not yet checked.
 
@@ -64,8 +70,7 @@ def resolve(run: str, overrides: Written | None = None) -> Written:
         BadInput: as `load`, short of what the schema finds.
     """
     path, variant = file_of(run), run.partition("@")[2]
-    if not paths.params().is_dir():
-        raise BadInput(f"{paths.params()}: no such folder; expected the params files there, or GOLDBOOK_PARAMS to name another")
+    require_folder()
     if "/" in run:
         raise BadInput(f"RUN is {run!r}; expected a run's name and no path{nearest(path.stem, names())}")
     if not path.is_file():
@@ -127,6 +132,8 @@ def parse_set(text: str, model: str = "", source: str = "SET") -> Written:
         if not (key and equals):
             raise BadInput(f"{source}: {word!r} is not an override; expected key=value")
         path = tuple(key.split("."))
+        if key == "run":
+            raise BadInput(f"{source}: key 'run' is {value!r}; it is the params file's name, and is not overridden: expected RUN={value}")
         try:
             part = _parse(value or "''", source, path)
         except (yaml.YAMLError, ValueError) as error:

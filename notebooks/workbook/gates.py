@@ -12,7 +12,8 @@ def problems(exam: Exam) -> Iterator[str]:
     for name in exam.gates:
         if name not in known:
             what = f"measured at a point of the sweep, such as '{THROUGHPUT}@{exam.points[-1]}'" if exam.points else "that is measured"
-            yield f"key 'gates' names the metric '{name}'; expected one {what}{nearest(name, known)}"
+            hint = nearest(name, known) or ("" if exam.points else f", such as '{THROUGHPUT}'")
+            yield f"key 'gates' names the metric '{name}'; expected one {what}{hint}"
         elif why := _unmeasurable(exam, *name.partition("@")[::2]):
             yield f"key 'gates' names the metric '{name}', {why}"
 

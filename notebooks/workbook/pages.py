@@ -67,7 +67,7 @@ def _tail(log: Path) -> str:
     lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
     # One line of HTML: a blank line would end the block that Markdown passes through.
     text = "&#10;".join(html.escape(line) or "&nbsp;" for line in lines)
-    return f"<details><summary>last {len(lines)} lines of engine.log</summary><pre>{text}</pre></details>"
+    return f"<details><summary>last {f'{len(lines)} lines' if len(lines) > 1 else 'line'} of engine.log</summary><pre>{text}</pre></details>"
 
 
 def _without_scraps(cell):

@@ -197,6 +197,9 @@ class Exam(Section):
             yield f"key 'concurrency' is {sizes}: requests of load '{self.load}' come at a rate, however many are under way; expected []"
         if self.load in ("closed", "burst") and sizes and sizes[-1] > total:
             yield f"key 'concurrency' ends with {sizes[-1]}: there are {total} requests (num_prompts x n), so that many are never under way; expected at most {total}"
+        window = self.engine_args.get("max_model_len")
+        if isinstance(window, int) and self.max_tokens >= window and self.engine != "endpoint":
+            yield f"key 'max_tokens' is {self.max_tokens}, and engine_args.max_model_len, which a prompt and its answer share, is {window}; expected max_tokens below it"
         if self.open_loop and not self.request_rate:
             yield f"key 'request_rate' is 0: load '{self.load}' sends by the clock; expected more than 0, requests a second"
         if self.request_rate and not self.open_loop:
@@ -314,10 +317,10 @@ def _sentence(source: str, error: dict, places: Mapping[tuple[str, ...], Place])
         return f"{place.where}: {error['ctx']['error']}"
     expected = EXPECTED.get(error["type"], error["msg"]).format(**error.get("ctx", {}))
     hint = nearest(str(value), [word.strip("'") for word in error["ctx"]["expected"].replace(" or ", ", ").split(", ")]) if error["type"] == "literal_error" else ""
-    if place.raw and not isinstance(value, str):
+    mistyped = error["type"].endswith("_type") or error["type"] == "int_from_float"
+    if place.raw and mistyped and not isinstance(value, str):
         quoted = f': write "{place.raw}"' if expected == "text" else ""
         return f"{place.where}: key '{key}' is {place.raw}, which YAML reads as {_read_as(value)}; expected {expected}{quoted}{hint}"
-    mistyped = error["type"].endswith("_type") or error["type"] == "int_from_float"
     return f"{place.where}: key '{key}' is {value!r}{f' ({KINDS.get(type(value), type(value).__name__)})' if mistyped else ''}; expected {expected}{hint}"
 
 

@@ -45,13 +45,18 @@ def counted(number: int, what: str) -> str:
     return f"n = {number:,} {what}{'' if number == 1 else 's'}"
 
 
+def gate_margin(gate: dict) -> float | None:
+    """Of a judged gate: what a loss has to exceed to be called one, as a fraction; a band's lower end is its own."""
+    return gate.get("margin", gate.get("delta"))
+
+
 def samples_against_golden(name: str, unit: str, direction: str, sessions: list[list[float]],
-                           golden: list[list[float]] | None, delta: float | None) -> Figure:
-    """A metric's samples by session beside its golden's, with the golden mean and its tolerance band.
+                           golden: list[list[float]] | None, margin: float | None) -> Figure:
+    """A metric's samples by session beside its golden's, with the golden mean and the band in which no loss is called one.
 
     Args:
         sessions, golden: a list of samples for each session.
-        delta: tolerated loss as a fraction, or None for no band.
+        margin: the gate's, as a fraction, or None for no band.
     """
     figure, axes = blank(7.2, 3.0)
     groups = [(f"golden {i + 1}", s, "C0", "o") for i, s in enumerate(golden or [])]
@@ -63,9 +68,9 @@ def samples_against_golden(name: str, unit: str, direction: str, sessions: list[
     if golden:
         mean = float(np.exp(np.mean([np.mean(np.log(s)) for s in golden])))
         axes.axhline(mean, color="C0", lw=1, ls="--", label="golden mean")
-        if delta is not None:
-            limit = mean * (1 - delta) if direction == "higher" else mean / (1 - delta)  # of the speed
-            axes.axhspan(min(mean, limit), max(mean, limit), color="C0", alpha=0.12, label=f"tolerated loss, {delta * 100:.0f} %")
+        if margin is not None:
+            limit = mean * (1 - margin) if direction == "higher" else mean / (1 - margin)  # of the speed
+            axes.axhspan(min(mean, limit), max(mean, limit), color="C0", alpha=0.12, label=f"margin, {margin * 100:.0f} %: no loss is called here")
     axes.legend(loc="best", frameon=False, fontsize=8)
     axes.set_xticks(range(len(groups)), [g[0] for g in groups])
     axes.set_ylabel(unit)
@@ -240,31 +245,31 @@ def golden_history(run: str, name: str, unit: str, points: list[tuple[str, float
 
 
 def throughput_overview(results: list[dict]) -> Figure | None:
-    """Output tok/s of every run relative to its golden's median, with the tolerated band; None without any."""
+    """Output tok/s of every run relative to its golden's median, with the band in which no loss is called one; None without any."""
     named = [(r, headline(r["metrics"])) for r in results]
-    rows = [(r["run"], r["metrics"][name], r["gates"].get(name, {}).get("delta")) for r, name in named if name and r["metrics"][name]["sessions"]]
+    rows = [(r["run"], r["metrics"][name], gate_margin(r["gates"].get(name, {}))) for r, name in named if name and r["metrics"][name]["sessions"]]
     if not rows:
         return None
     figure, axes = blank(8.4, 1.1 + 0.55 * len(rows))
-    for y, (_, metric, delta) in enumerate(rows):
+    for y, (_, metric, margin) in enumerate(rows):
         values = np.concatenate(metric["sessions"])
         golden = metric["golden_median"]
         scale = 100 / (golden or float(np.median(values)))
         if golden:
             old = np.concatenate(metric["golden_sessions"]) * scale
             axes.scatter(old, np.full(len(old), y + 0.12), color="C0", marker="o", s=18, label="golden")
-        if golden and delta:
-            axes.fill_betweenx([y - 0.35, y + 0.35], 100 * (1 - delta), 100, color="C0", alpha=0.12)
+        if golden and margin:
+            axes.fill_betweenx([y - 0.35, y + 0.35], 100 * (1 - margin), 100, color="C0", alpha=0.12)
         axes.scatter(values * scale, np.full(len(values), y - 0.12), color="C1" if golden else "0.5", marker="D", s=26, zorder=3,
                      label="this run" if golden else "this run, no golden")
         axes.annotate(f"{np.median(values):,.0f} tok/s" + ("" if golden else " (no golden)"), (1.0, y), xycoords=("axes fraction", "data"),
                       ha="left", va="center", fontsize=9)
     axes.axvline(100, color="C0", lw=1, ls="--")
-    held = [delta for _, metric, delta in rows if metric["golden_median"]]
+    held = [margin for _, metric, margin in rows if metric["golden_median"]]
     axes.set_yticks(range(len(rows)), [r[0] for r in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     against = "the golden's median or, without one, of its own" if held else "the run's own median"
-    axes.set_xlabel(f"output tok/s of each repetition, % of {against} ({'band: tolerated loss; ' if any(held) else ''}higher is better)", fontsize=9)
+    axes.set_xlabel(f"output tok/s of each repetition, % of {against} ({'band: margin, no loss is called there; ' if any(held) else ''}higher is better)", fontsize=9)
     axes.set_title(f"Throughput{' against golden' if held else ', no golden'} ({counted(len(rows), 'run')})", fontsize=10, loc="left", pad=20)
     handles, labels = axes.get_legend_handles_labels()
     each = dict(zip(labels, handles, strict=True))

@@ -182,7 +182,8 @@ def _session(exam: Exam, kept: str, candidate: str) -> Golden:
     so that the golden knows how far readings of one model differ; else its own, whatever golden there is: another model's would
     be a measure of that model for good."""
     exam = exam.model_copy(update={"title": f"{exam.title or exam.run}, as a session of a recording"})  # whose card takes the place of the last run's
-    runs.set_aside(exam.run)
+    if before := runs.set_aside(exam.run):
+        runner.say(f"  the run's last result is kept in {before}")
     folder = runs.start(exam.run)
     files.write_text(folder / "params.yaml", exams.flat(exam))
     for stage in runs.STAGES:

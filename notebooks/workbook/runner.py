@@ -20,6 +20,8 @@ from workbook.statuses import ORDER, exit_code
 
 REFUSED = "refused"
 """Marks the folder of a run whose parameters could not be read; holds the place of the params folder."""
+SPACE_MB = 20
+"""Less than that is free, and a run's results may not fit: the pages of one alone take 2 MB."""
 LOCK_HELP = "expected one at a time; wait for it, or set GOLDBOOK_REPORTS to another folder"
 
 
@@ -34,6 +36,8 @@ class Reports:
         folder = paths.reports()
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if (free := shutil.disk_usage(folder).free / 1e6) < SPACE_MB:
+                raise BadInput(f"{folder}: has {free:.1f} MB free; expected {SPACE_MB} or more, for the results of a run (GOLDBOOK_REPORTS names another folder)")
             self._owner = folder / runs.OWNER
             self._lock = FileLock(folder / ".lock")
             self._lock.acquire(timeout=0)
@@ -267,7 +271,7 @@ def _stop(run: str, status: str, sentence: str, exam: Exam | None = None) -> str
 def _report(statuses: list[str], strict: bool) -> int:
     """Write the summary, tell the terminal what is in it, and return the exit code for `statuses`."""
     problem = summarize()
-    width = max(shutil.get_terminal_size((120, 24)).columns, 100)
+    width = max(shutil.get_terminal_size((120, 24)).columns, 100) if sys.stderr.isatty() else None  # a log has no edge
     say("")
     found = summary.collect()
     skipped = Counter(r["sentence"] for r in found if r["status"] == "SKIPPED")

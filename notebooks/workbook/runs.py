@@ -34,15 +34,15 @@ def start(run: str) -> Path:
     return folder
 
 
-def set_aside(run: str) -> None:
-    """Move a run's folder, if it holds anything, to `reports/history/<run>/<time of its last change>`."""
-    keep(paths.run_folder(run), paths.reports() / "history" / run)
+def set_aside(run: str) -> Path | None:
+    """Move a run's folder, if it holds anything, to `reports/history/<run>/<time of its last change>`; returns where it is then."""
+    return keep(paths.run_folder(run), paths.reports() / "history" / run)
 
 
-def keep(folder: Path, history: Path) -> None:
-    """Move a folder, if it holds anything, into `history`, where the time of its last change is its name."""
+def keep(folder: Path, history: Path) -> Path | None:
+    """Move a folder, if it holds anything, into `history`, where the time of its last change is its name; returns where it is then."""
     if not folder.is_dir() or not any(folder.iterdir()):
-        return
+        return None
     changed = datetime.datetime.fromtimestamp(folder.stat().st_mtime, datetime.UTC)
     place = history / changed.strftime("%Y%m%dT%H%M%S.%fZ")
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +51,7 @@ def keep(folder: Path, history: Path) -> None:
     before, after = (f'href="{os.path.relpath(summary, at)}"' for at in (folder, place))
     for page in place.glob("*.html"):
         files.write_text(page, page.read_text().replace(before, after))
+    return place
 
 
 def write_record(folder: Path, exam: Exam, **record: Any) -> None:

@@ -238,7 +238,7 @@ def _conversations(exam: Exam) -> Iterator[tuple[str, str]]:
 def _file(exam: Exam) -> Path:
     path = (paths.ROOT / Path(exam.subject_path).expanduser()).resolve()
     if not path.is_file():
-        raise BadInput(f"key 'subject_path' is {exam.subject_path!r}: no such file; expected the prompts of subject '{exam.subject}'")
+        raise BadInput(f"key 'subject_path' is {exam.subject_path!r}: {'a folder' if path.is_dir() else 'no such file'}; expected the prompts of subject '{exam.subject}'")
     return path
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ class LocalEngine:
             try:
                 self._start({"model": str(model)} | engine_args(exam))
             except Exception as error:
-                raise EngineDied(f"the engine did not start: {last_error(log, self._log_start) or f'{type(error).__name__}: {error}'}") from error
+                raise EngineDied(f"the engine did not start: {keyed(last_error(log, self._log_start) or refusal(error, exam.engine_args))}") from error
         self.load_s = time.monotonic() - began
 
     def _start(self, arguments: dict[str, Any]) -> None:
@@ -259,6 +259,19 @@ def last_error(log: Path, start: int = 0) -> str:
     lines = [line for line in lines if "root cause" not in line and not re.search(r"\b(?:INFO|WARNING) \d\d-\d\d ", line)]
     found = (re.search(r"\b(\w+(?:Error|Exception): .+|error: (?:unrecognized|argument) .+)", line) for line in reversed(lines))
     return next((m.group(1) for m in found if m), "")
+
+
+def refusal(error: Exception, engine_args: Mapping[str, Any]) -> str:
+    """What an engine says that did not begin to start, in one line, with the arguments that it may mean: of pydantic's errors each with its key."""
+    if errors := getattr(error, "errors", None):
+        found = [(".".join(map(str, e["loc"][:1])), e) for e in errors()]
+        return "; ".join(dict.fromkeys(f"engine_args.{key} is {e['input']!r}: {e['msg']}" if key in engine_args else ": ".join(filter(None, [key, e["msg"]])) for key, e in found))
+    return f"{type(error).__name__}: {' '.join(str(error).split())} (engine_args: {', '.join(f'{key} {value!r}' for key, value in engine_args.items()) or 'none'})"
+
+
+def keyed(why: str) -> str:
+    """vLLM's advice of its own command line, and where that is said here."""
+    return why + ("; here these are keys: engine_args.gpu_memory_utilization, a share of the memory, or engine_args.kv_cache_memory_bytes" if re.search(r"gpu[-_]memory[-_]utilization", why) else "")
 
 
 def chosen_attention(log: Path, start: int = 0) -> str:

@@ -17,7 +17,7 @@ import psutil
 
 from workbook import limits, models, orphans, paths, platforms
 from workbook.engines import ports
-from workbook.engines.base import EngineDied, chosen_attention, engine_args, environment, last_error, wait_for_memory
+from workbook.engines.base import EngineDied, chosen_attention, engine_args, environment, keyed, last_error, wait_for_memory
 from workbook.engines.http import HttpEngine
 from workbook.params import Exam
 
@@ -108,7 +108,7 @@ class ServerEngine(HttpEngine):
         for url, process in zip(urls, self._processes, strict=True):
             while not (_listens(process, url) and _is_ready(url)):
                 if process.poll() is not None:
-                    raise EngineDied(f"the server did not start: {self._why(process.returncode)}")
+                    raise EngineDied(f"the server did not start: {keyed(self._why(process.returncode))}")
                 if time.monotonic() > deadline:
                     raise EngineDied(f"the server did not start: {url} was not ready in time for the limit of key 'timeout_s'")
                 time.sleep(0.25)
