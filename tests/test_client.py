@@ -229,7 +229,8 @@ def test_a_server_that_takes_no_more_connections_holds_up_nothing(monkeypatch):
         return took, len(sockets), all(transport.is_closing() for transport in sockets)
     with socket.create_server(("127.0.0.1", 0), backlog=3) as deaf:
         took, opened, closed = arrivals.run(main())
-    assert 0.3 <= took < 1.5 and opened >= 3 and closed
+    # The event loop counts its time in whole milliseconds: its timers end up to one early (by 0.2 ms in one of 15 here).
+    assert 0.299 <= took < 1.5 and opened >= 3 and closed
 
 
 def test_connections_that_cannot_be_opened_are_left_to_the_requests():
