@@ -415,7 +415,7 @@ import sys
 from pathlib import Path
 from workbook import engines, models, params
 if __name__ == "__main__":
-    args = {{"max_model_len": 64, "kv_cache_memory_bytes": 67_108_864, "enforce_eager": True, "lora_modules": {{"mine": sys.argv[1]}}}}
+    args = {{"max_model_len": 128, "kv_cache_memory_bytes": 67_108_864, "enforce_eager": True, "lora_modules": {{"mine": sys.argv[1]}}}}
     exam = params.check({{"run": "x", "engine": "server", "engine_args": args | {{"api_server_count": 2}}}})
     engine = engines.start_reader(exam, models.resolve(exam), Path({str(tmp_path / "engine.log")!r}))
     print(sum(engine.logprobs([([1, 2, 3], [4, 5, 6])])[0]))

@@ -198,7 +198,7 @@ class Exam(Section):
         if self.load in ("closed", "burst") and sizes and sizes[-1] > total:
             yield f"key 'concurrency' ends with {sizes[-1]}: there are {total} requests (num_prompts x n), so that many are never under way; expected at most {total}"
         window = self.engine_args.get("max_model_len")
-        if isinstance(window, int) and self.max_tokens >= window and self.engine != "endpoint":
+        if isinstance(window, int) and 0 < window <= self.max_tokens and self.engine != "endpoint":  # -1: as much as fits
             yield f"key 'max_tokens' is {self.max_tokens}, and engine_args.max_model_len, which a prompt and its answer share, is {window}; expected max_tokens below it"
         if self.open_loop and not self.request_rate:
             yield f"key 'request_rate' is 0: load '{self.load}' sends by the clock; expected more than 0, requests a second"
