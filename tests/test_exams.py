@@ -242,6 +242,12 @@ def test_params_say_where_they_come_from(write):
     assert params.check(yaml.safe_load(said)) == exams.load("a@two", exams.parse_set("n=2 temperature=1.0"))
 
 
+def test_a_list_of_a_folder_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("GOLDBOOK_PARAMS", str(tmp_path / "none"))
+    with pytest.raises(BadInput, match="none: no such folder; expected the params files there, or GOLDBOOK_PARAMS to name another"):
+        catalogue.listing()
+
+
 def test_the_list_says_what_each_needs(write, monkeypatch):
     monkeypatch.setattr(platforms, "gpus", lambda: ())
     write("run: a\ntitle: Eight of them\nrequires: {device: gpu, gpus: 8}\n")

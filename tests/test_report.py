@@ -20,7 +20,7 @@ def result(run, status, **more):
 
 @pytest.fixture
 def several(folders):
-    found = [result("a", "PASSED", metrics={"output_tok_s": METRIC}, gates={"output_tok_s": {"delta": 0.05}}), result("b", "REGRESSED"), result("c", "INVALID")]
+    found = [result("a", "PASSED", metrics={"output_tok_s": METRIC}, gates={"output_tok_s": {"delta": 0.05, "margin": 0.03}}), result("b", "REGRESSED"), result("c", "INVALID")]
     for r in found:
         files.write_json(paths.run_folder(r["run"]) / "result.json", r)
     (paths.run_folder("d")).mkdir()
@@ -154,7 +154,7 @@ def test_charts_draw_with_and_without_a_golden():
     assert plots.throughput_overview([result("b", "REGRESSED")]) is None
     legend = plots.throughput_overview([result(run, "PASSED", metrics={"output_tok_s": METRIC | more}) for run, more in (("a", {"golden_median": None}), ("b", {}), ("c", {}))])
     assert sorted(text.get_text() for text in legend.axes[0].get_legend().get_texts()) == ["golden", "this run", "this run, no golden"]
-    figure = plots.throughput_overview([result("a", "PASSED", metrics={"output_tok_s": METRIC}, gates={"output_tok_s": {"delta": 0.05}}),
+    figure = plots.throughput_overview([result("a", "PASSED", metrics={"output_tok_s": METRIC}, gates={"output_tok_s": {"delta": 0.05, "margin": 0.03}}),
                                         result("n", "NO_GOLDEN", metrics={"output_tok_s": METRIC | {"golden_sessions": None, "golden_median": None}})])
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["a", "n"]
     assert figure.axes[0].get_title(loc="left") == "Throughput against golden (n = 2 runs)"

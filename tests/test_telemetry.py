@@ -33,6 +33,18 @@ def test_it_sees_the_load():
     assert telemetry.of_window(frame, began, ended, 10) == {"memory_peak_gb": inside.rss_gb.max(), "others_cpu_pct": inside.others_cpu_pct.mean()}, "no GPU was watched: no energy"
 
 
+def test_a_process_that_is_found_late_has_not_worked_for_all_its_life_in_one_sample():
+    """The sampler looks for new ones every five seconds; until then what they take is the others'."""
+    with telemetry.Sampler() as sampler:
+        time.sleep(0.6)
+        late = subprocess.Popen([sys.executable, "-c", "# vllm.entrypoints\nwhile True: pass"])
+        time.sleep(7.5)
+        late.kill()
+        late.wait()
+    used = sampler.frame().front_end_cpu_pct.dropna()
+    assert 0 < used.max() < 200, "of one core, by one thread"
+
+
 @pytest.mark.parametrize("strike, said", [("kill", "exit status -9"), ("bad", "")])
 def test_a_sampling_process_that_dies_is_said(strike, said):
     """What was sampled until then is kept; a process that never samples does not hold up the run."""

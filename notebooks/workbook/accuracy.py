@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import signal, special, stats
+from scipy import signal, stats
 
 SMALLEST_DROP = 0.01
 """A fall of less than a point is none."""
@@ -81,13 +81,8 @@ def wilson(share: float, count: float) -> tuple[float, float]:
 def pass_at(correct: np.ndarray) -> list[float]:
     """pass@k for k = 1 to n: the mean over questions of 1 - C(n - c, k) / C(n, k), c of n samples being right; without
     bias, as in Chen et al. 2021, "Evaluating Large Language Models Trained on Code"."""
-    n, wrong = correct.shape[1], (~correct).sum(axis=1)
-    return [float(np.mean(1 - np.exp(_log_comb(wrong, k) - _log_comb(n, k)))) for k in range(1, n + 1)]
-
-
-def _log_comb(n: np.ndarray | int, k: int) -> np.ndarray:
-    """Of C(n, k), which itself is beyond a float from some 1,000 samples on; -inf where n < k."""
-    return np.where(np.less(n, k), -np.inf, special.gammaln(np.add(n, 1.0)) - special.gammaln(k + 1.0) - special.gammaln(np.maximum(np.subtract(n, k), 0) + 1.0))
+    n, right = correct.shape[1], correct.sum(axis=1)
+    return [float(np.mean(1 - stats.hypergeom.pmf(0, n, right, k))) for k in range(1, n + 1)]
 
 
 def compare(golden: np.ndarray, new: np.ndarray, *, sampled: bool = False) -> Drop:

@@ -45,11 +45,6 @@ def counted(number: int, what: str) -> str:
     return f"n = {number:,} {what}{'' if number == 1 else 's'}"
 
 
-def gate_margin(gate: dict) -> float | None:
-    """Of a judged gate: what a loss has to exceed to be called one, as a fraction; a band's lower end is its own."""
-    return gate.get("margin", gate.get("delta"))
-
-
 def samples_against_golden(name: str, unit: str, direction: str, sessions: list[list[float]],
                            golden: list[list[float]] | None, margin: float | None) -> Figure:
     """A metric's samples by session beside its golden's, with the golden mean and the band in which no loss is called one.
@@ -247,7 +242,7 @@ def golden_history(run: str, name: str, unit: str, points: list[tuple[str, float
 def throughput_overview(results: list[dict]) -> Figure | None:
     """Output tok/s of every run relative to its golden's median, with the band in which no loss is called one; None without any."""
     named = [(r, headline(r["metrics"])) for r in results]
-    rows = [(r["run"], r["metrics"][name], gate_margin(r["gates"].get(name, {}))) for r, name in named if name and r["metrics"][name]["sessions"]]
+    rows = [(r["run"], r["metrics"][name], r["gates"].get(name, {}).get("margin")) for r, name in named if name and r["metrics"][name]["sessions"]]
     if not rows:
         return None
     figure, axes = blank(8.4, 1.1 + 0.55 * len(rows))

@@ -73,7 +73,7 @@ def _judge_band(name: str, gate: Gate, known: goldens.Samples, sessions: list[li
     band = bands.judge(name, golden, new, direction=known.direction, low=gate.low, high=gate.high)
     better = (new > golden) == (known.direction == "higher")
     return {"status": "PASSED" if band.passed else "IMPROVED" if better else "REGRESSED", "sentence": band.sentence,
-            "rule": "band", "band": [gate.low, gate.high], "delta": 1 - gate.low}
+            "rule": "band", "band": [gate.low, gate.high], "margin": 1 - gate.low}
 
 
 def verdict_of(validity: Completeness, golden: goldens.Golden | None, no_golden: str, gated: dict[str, dict],

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from workbook import models, platforms
 from workbook.errors import BadInput
 from workbook.params import Exam
@@ -263,8 +265,8 @@ def last_error(log: Path, start: int = 0) -> str:
 
 def refusal(error: Exception, engine_args: Mapping[str, Any]) -> str:
     """What an engine says that did not begin to start, in one line, with the arguments that it may mean: of pydantic's errors each with its key."""
-    if errors := getattr(error, "errors", None):
-        found = [(".".join(map(str, e["loc"][:1])), e) for e in errors()]
+    if isinstance(error, pydantic.ValidationError):
+        found = [(".".join(map(str, e["loc"][:1])), e) for e in error.errors()]
         return "; ".join(dict.fromkeys(f"engine_args.{key} is {e['input']!r}: {e['msg']}" if key in engine_args else ": ".join(filter(None, [key, e["msg"]])) for key, e in found))
     return f"{type(error).__name__}: {' '.join(str(error).split())} (engine_args: {', '.join(f'{key} {value!r}' for key, value in engine_args.items()) or 'none'})"
 
